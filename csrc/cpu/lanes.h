@@ -1,0 +1,307 @@
+// SIMD vectors of W lanes and the maths the losses need on them. Included inside a per-ISA namespace and target region,
+// after FASTLOSS_LANES (W) is defined: see isa_*.cpp. No include here, so that no library code is compiled for one ISA.
+//
+// Vectors are the compilers' own (vector_size): +, <, ?: and [] work on them and NEON needs no second source. Errors
+// are the largest seen over every float of the range (tests/test_lanes.py); double goes to <cmath> lane by lane.
+
+constexpr int W = FASTLOSS_LANES;
+
+using f32 = float __attribute__((vector_size(W * 4)));
+using i32 = int32_t __attribute__((vector_size(W * 4)));
+using u16 = uint16_t __attribute__((vector_size(W * 2)));
+using f64 = double __attribute__((vector_size(W * 8)));
+using i64 = int64_t __attribute__((vector_size(W * 8)));
+
+// The type a scalar computes in (S), its vector (V), and the vector of a comparison (M).
+template <class S>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  using V = f32;
+  using M = i32;
+};
+template <>
+struct VectorOf<double> {
+  using V = f64;
+  using M = i64;
+};
+
+#define FASTLOSS_LANE_FN inline __attribute__((always_inline))
+
+FASTLOSS_LANE_FN f32 select(i32 condition, f32 a, f32 b) { return condition ? a : b; }
+FASTLOSS_LANE_FN f64 select(i64 condition, f64 a, f64 b) { return condition ? a : b; }
+
+template <class V>
+FASTLOSS_LANE_FN V max(V a, V b) {
+  return a > b ? a : b;  // b where a is nan: the exponential of the nan logit carries it on
+}
+
+FASTLOSS_LANE_FN i32 bits_of(f32 x) { return (i32)x; }
+FASTLOSS_LANE_FN f32 float_of(i32 x) { return (f32)x; }
+
+// 2^n as a float, for the n that the low bits of `shifted` hold after a round-to-integer by addition of kShift.
+constexpr float kShift = 0x1.8p23f + 127;  // 1.5 * 2^23 puts the integer in the low bits, 127 is the exponent's bias
+FASTLOSS_LANE_FN f32 two_to_the(f32 shifted) { return float_of(bits_of(shifted) << 23); }
+
+// exp(x). x in [-87.3, 88]: 1.0 ULP. Below: 0 (the result is subnormal). nan stays nan. Not for x > 88.
+FASTLOSS_LANE_FN f32 exp(f32 x) {
+  f32 shifted = x * 0x1.715476p0f + kShift;
+  f32 n = shifted - kShift;
+  f32 r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;  // ln 2 in two parts: the first product is exact
+  f32 p = 0.0013814596f * r + 0.0083687175f;
+  p = p * r + 0.04166839f;
+  p = p * r + 0.16666521f;
+  p = p * r + 0.49999994f;
+  p = p * (r * r) + r + 1;
+  return select(x < -87.3f, f32{}, p * two_to_the(shifted));
+}
+
+// log of the mantissa, f = m - 1 with m in [sqrt(1/2), sqrt(2)] (the scheme of fdlibm's e_log.c).
+FASTLOSS_LANE_FN f32 log_mantissa(f32 f) {
+  f32 s = f / (f + 2);
+  f32 z = s * s;
+  f32 r = 0.11791786f * z + 0.14268619f;
+  r = r * z + 0.20000169f;
+  r = r * z + 0.3333333f;
+  f32 half_square = 0.5f * f * f;
+  return f - (half_square - s * (half_square + 2 * z * r));
+}
+
+// Splits a positive normal x into 2^k * (1 + f).
+FASTLOSS_LANE_FN f32 split_exponent(f32 x, f32& f) {
+  i32 offset = bits_of(x) - 0x3f3504f3;  // the bits of sqrt(1/2)
+  f = float_of((offset & 0x007fffff) + 0x3f3504f3) - 1;
+  return __builtin_convertvector(offset >> 23, f32);
+}
+
+// log(x). x in [2^-126, inf): 1.0 ULP. inf and nan stay. Not for zero, negative or subnormal x.
+FASTLOSS_LANE_FN f32 log(f32 x) {
+  f32 f;
+  f32 k = split_exponent(x, f);
+  f32 y = k * 0x1.62e4p-1f + (k * 0x1.7f7d1cp-20f + log_mantissa(f));
+  return select(x <= 0x1.fffffep127f, y, x);
+}
+
+// log(1 + e). e in [0, 1]: 2 ULP. nan stays nan.
+FASTLOSS_LANE_FN f32 log1p(f32 e) {
+  f32 s = e / (e + 2);
+  f32 z = s * s;
+  f32 p = 0.121504694f * z + 0.10713828f;
+  p = p * z + 0.14308442f;
+  p = p * z + 0.19999439f;
+  p = p * z + 0.33333337f;
+  return 2 * s + 2 * s * z * p;
+}
+
+// q^gamma. q in [0, 1], gamma in (0, 16]: 4 + 2 gamma ULP; 0 where the result is subnormal. nan stays nan.
+FASTLOSS_LANE_FN f32 pow(f32 q, float gamma) {
+  f32 f;
+  f32 k = split_exponent(q, f);
+  // gamma * log2 q = gamma * k + gamma * log2(1 + f). The first product can be large; gamma in two parts makes it
+  // exact, so that what is left after the integer n is taken off keeps its bits.
+  float gamma_high = float(int32_t(gamma * 4096)) / 4096;
+  f32 fraction = gamma * (log_mantissa(f) * 0x1.715476p0f);
+  f32 shifted = (gamma * k + fraction) + kShift;
+  f32 n = shifted - kShift;
+  f32 r = ((gamma_high * k - n) + (gamma - gamma_high) * k) + fraction;
+  f32 p = 0.00015475912f * r + 0.0013400296f;
+  p = p * r + 0.009618006f;
+  p = p * r + 0.055503275f;
+  p = p * r + 0.2402265f;
+  p = p * r + 0.6931472f;
+  p = p * r + 1;
+  // Below 2^-126 / gamma the exponent leaves the range of two_to_the, and q = 0 has no logarithm.
+  return select((n < -126) | (q < 0x1p-126f), f32{}, p * two_to_the(shifted));
+}
+
+// 1 - p for p = exp(-nll), without the cancellation at p near 1. nll >= 0, nan and inf included: 2 ULP.
+FASTLOSS_LANE_FN f32 one_minus_p(f32 nll, f32 p) {
+  f32 y = -0.0013641373f + 0.00016024729f * nll;
+  y = y * nll + 0.008325282f;
+  y = y * nll - 0.04166533f;
+  y = y * nll + 0.16666657f;
+  y = y * nll - 0.5f;
+  return select(nll < 0.5f, nll + nll * nll * y, 1 - p);
+}
+
+#define FASTLOSS_LANE_BY_LANE(name, call)                \
+  FASTLOSS_LANE_FN f64 name {                            \
+    f64 y;                                               \
+    for (int lane = 0; lane < W; ++lane) y[lane] = call; \
+    return y;                                            \
+  }
+FASTLOSS_LANE_BY_LANE(exp(f64 x), std::exp(x[lane]))
+FASTLOSS_LANE_BY_LANE(log(f64 x), std::log(x[lane]))
+FASTLOSS_LANE_BY_LANE(log1p(f64 x), std::log1p(x[lane]))
+FASTLOSS_LANE_BY_LANE(pow(f64 x, double gamma), std::pow(x[lane], gamma))
+FASTLOSS_LANE_BY_LANE(one_minus_p(f64 nll, f64 /*p*/), -std::expm1(-nll[lane]))
+#undef FASTLOSS_LANE_BY_LANE
+
+// Sums in a fixed order: halves are folded, in double.
+template <class V>
+FASTLOSS_LANE_FN double sum_lanes(V x) {
+  double y[W];
+  for (int lane = 0; lane < W; ++lane) y[lane] = double(x[lane]);
+  for (int half = W / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) y[lane] += y[lane + half];
+  }
+  return y[0];
+}
+
+// ---- storage: what a tensor holds (T) against what is computed (S, V)
+
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+template <class T>
+struct ComputeOf {
+  using S = T;
+};
+template <>
+struct ComputeOf<bfloat16> {
+  using S = float;
+};
+template <>
+struct ComputeOf<float16> {
+  using S = float;
+};
+template <class T>
+using Compute = typename ComputeOf<T>::S;
+template <class T>
+using Vec = typename VectorOf<Compute<T>>::V;
+
+template <class V, class T>
+FASTLOSS_LANE_FN V load_bits(const T* source) {
+  V x;
+  __builtin_memcpy(&x, source, sizeof(V));
+  return x;
+}
+
+FASTLOSS_LANE_FN f32 widen(u16 x, bfloat16) { return float_of(__builtin_convertvector(x, i32) << 16); }
+
+FASTLOSS_LANE_FN u16 narrow(f32 x, bfloat16) {
+  i32 b = bits_of(x);
+  i32 rounded = (b + (0x7fff + ((b >> 16) & 1))) >> 16;  // to nearest, ties to even
+  return __builtin_convertvector(x == x ? rounded : (b >> 16) | 0x40, u16);  // a nan stays a nan
+}
+
+#if FASTLOSS_LANES == 16
+FASTLOSS_LANE_FN f32 widen(u16 x, float16) { return (f32)_mm512_cvtph_ps((__m256i)x); }
+FASTLOSS_LANE_FN u16 narrow(f32 x, float16) { return (u16)_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT); }
+#elif FASTLOSS_LANES == 8
+FASTLOSS_LANE_FN f32 widen(u16 x, float16) { return (f32)_mm256_cvtph_ps((__m128i)x); }
+FASTLOSS_LANE_FN u16 narrow(f32 x, float16) { return (u16)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT); }
+#else
+FASTLOSS_LANE_FN f32 widen(u16 x, float16) {
+  i32 h = __builtin_convertvector(x, i32);
+  i32 magnitude = (h & 0x7fff) << 13;
+  // Exponents are rebiased by a multiplication, which also makes the subnormals right; 31 means inf or nan.
+  f32 y = float_of(magnitude) * 0x1p112f;
+  y = (h & 0x7c00) == 0x7c00 ? float_of(magnitude | 0x7f800000) : y;
+  return float_of(bits_of(y) | ((h & 0x8000) << 16));
+}
+FASTLOSS_LANE_FN u16 narrow(f32 x, float16) {
+  i32 sign = (bits_of(x) >> 16) & 0x8000;
+  i32 magnitude = bits_of(x) & 0x7fffffff;
+  f32 y = float_of(magnitude);
+  // Adding a power of two that is 2^13 units larger rounds to 10 mantissa bits; below 2^-14 to units of 2^-24.
+  i32 exponent = magnitude & 0x7f800000;
+  i32 floor_exponent = exponent > 0x38800000 ? exponent : (i32{} + 0x38800000);
+  f32 unit = float_of(floor_exponent + (13 << 23));
+  f32 rounded = (y + unit) - unit;
+  i32 h = bits_of(rounded * 0x1p-112f) >> 13;
+  h = y >= 65520.0f ? (i32{} + 0x7c00) : h;
+  h = x == x ? h : (i32{} + 0x7e00);
+  return __builtin_convertvector(h | sign, u16);
+}
+#endif
+
+FASTLOSS_LANE_FN f32 load(const float* source) { return load_bits<f32>(source); }
+FASTLOSS_LANE_FN f64 load(const double* source) { return load_bits<f64>(source); }
+template <class T>
+FASTLOSS_LANE_FN f32 load(const T* source) {
+  return widen(load_bits<u16>(source), T{});
+}
+
+FASTLOSS_LANE_FN void store(float* target, f32 x) { __builtin_memcpy(target, &x, sizeof(x)); }
+FASTLOSS_LANE_FN void store(double* target, f64 x) { __builtin_memcpy(target, &x, sizeof(x)); }
+template <class T>
+FASTLOSS_LANE_FN void store(T* target, f32 x) {
+  u16 y = narrow(x, T{});
+  __builtin_memcpy(target, &y, sizeof(y));
+}
+
+// The first n lanes, 0 <= n <= W; the others read as zero and are not written.
+template <class T>
+FASTLOSS_LANE_FN auto load_first(const T* source, int n) {
+  T buffer[W] = {};
+  __builtin_memcpy(buffer, source, n * sizeof(T));
+  return load(buffer);
+}
+template <class T, class V>
+FASTLOSS_LANE_FN void store_first(T* target, V x, int n) {
+  T buffer[W];
+  store(buffer, x);
+  __builtin_memcpy(target, buffer, n * sizeof(T));
+}
+#if FASTLOSS_LANES == 16
+FASTLOSS_LANE_FN __mmask16 first(int n) { return __mmask16((1u << n) - 1); }
+FASTLOSS_LANE_FN f32 load_first(const float* source, int n) {
+  return (f32)_mm512_maskz_loadu_ps(first(n), source);
+}
+FASTLOSS_LANE_FN void store_first(float* target, f32 x, int n) {
+  _mm512_mask_storeu_ps(target, first(n), (__m512)x);
+}
+template <class T>
+FASTLOSS_LANE_FN f32 load_first(const T* source, int n) {
+  return widen((u16)_mm256_maskz_loadu_epi16(first(n), source), T{});
+}
+template <class T>
+FASTLOSS_LANE_FN void store_first(T* target, f32 x, int n) {
+  _mm256_mask_storeu_epi16(target, first(n), (__m256i)narrow(x, T{}));
+}
+#endif
+
+// One element, through the vector conversions: they exist once.
+template <class T>
+FASTLOSS_LANE_FN Compute<T> load_one(const T* source) {
+  if constexpr (sizeof(T) == 2) {
+    u16 x = {};
+    x[0] = source->bits;
+    return widen(x, T{})[0];
+  } else {
+    return *source;
+  }
+}
+template <class T>
+FASTLOSS_LANE_FN void store_one(T* target, Compute<T> x) {
+  if constexpr (sizeof(T) == 2) {
+    target->bits = narrow(f32{} + x, T{})[0];
+  } else {
+    *target = x;
+  }
+}
+
+// Transposes W vectors in registers: log2(W) rounds, each interleaving the first half with the second.
+template <class V, int... I>
+FASTLOSS_LANE_FN void interleave(V a, V b, V& low, V& high, std::integer_sequence<int, I...>) {
+  low = __builtin_shufflevector(a, b, ((I & 1) * W + I / 2)...);
+  high = __builtin_shufflevector(a, b, ((I & 1) * W + W / 2 + I / 2)...);
+}
+template <class V>
+FASTLOSS_LANE_FN void transpose(V (&x)[W]) {
+#pragma GCC unroll 4
+  for (int round = 1; round < W; round *= 2) {
+    V y[W];
+#pragma GCC unroll 16
+    for (int i = 0; i < W / 2; ++i) {
+      interleave(x[i], x[i + W / 2], y[2 * i], y[2 * i + 1], std::make_integer_sequence<int, W>{});
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) x[i] = y[i];
+  }
+}

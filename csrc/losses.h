@@ -1,0 +1,112 @@
+// The losses: value f(nll) and slope f'(nll) of one decision, as functors. Everything else in csrc/ is schedule.
+//
+// A decision is one number, nll = -log p, where p is the probability of the target. The schedules compute nll, p and
+// q = 1 - p from the logits and multiply the slope by dnll/dx: p_k - onehot_k (softmax) or sigmoid(x) - t (sigmoid).
+// A new loss is one struct here and one line in each schedule's list of losses.
+//
+// Host and device, no torch. V is a float or double, or a SIMD vector of csrc/cpu/lanes.h; hence select for ?:. The CPU
+// compiles this file once per instruction set, each in its own FASTLOSS_NAMESPACE, where the vectors' pow and select are.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "params.h"
+
+#ifdef __CUDACC__
+#define FASTLOSS_HD __host__ __device__ __forceinline__
+#else
+#define FASTLOSS_HD inline __attribute__((always_inline))
+#endif
+
+#ifndef FASTLOSS_NAMESPACE
+#define FASTLOSS_NAMESPACE fastloss
+#endif
+
+namespace FASTLOSS_NAMESPACE {
+
+using std::pow;
+
+template <class V>
+struct ValueSlope {
+  V value;  // f(nll)
+  V slope;  // f'(nll)
+};
+
+FASTLOSS_HD float select(bool condition, float a, float b) { return condition ? a : b; }
+FASTLOSS_HD double select(bool condition, double a, double b) { return condition ? a : b; }
+
+// nll / q, with its limit 1 at q = 0 (a right prediction) and p * inf = 0 at p = 0 (a hopeless one).
+template <class V>
+FASTLOSS_HD V p_nll_over_q(V nll, V p, V q) {
+  return select(p > V{} + 0, select(q > V{} + 0, p * nll / q, p), V{} + 0);
+}
+
+// q^gamma for q in [0, 1], gamma >= 0. The branches are on a number that is the same for every decision of a call.
+template <class V, class S>
+FASTLOSS_HD V power(V q, S gamma) {
+  if (gamma == 2) return q * q;
+  if (gamma == 1) return q;
+  if (gamma == 0) return V{} + 1;
+  return pow(q, gamma);
+}
+
+struct CrossEntropy {
+  template <class V>
+  FASTLOSS_HD ValueSlope<V> operator()(V nll, V /*p*/, V /*q*/) const {
+    return {nll, V{} + 1};
+  }
+};
+
+// Focal loss: q^gamma * nll (Lin et al. 2017, section 3.2). Finite for every gamma >= 0, at p = 1 and at p = 0.
+template <class S>
+struct Focal {
+  S gamma;
+
+  template <class V>
+  FASTLOSS_HD ValueSlope<V> operator()(V nll, V p, V q) const {
+    V factor = power(q, gamma);
+    return {factor * nll, factor * (gamma * p_nll_over_q(nll, p, q) + 1)};
+  }
+
+  // A soft target t in [0, 1] of the sigmoid form: q = p + t - 2 p t with p = sigmoid(x), f = q^gamma * bce(x, t).
+  // Here the slope is df/dx itself. Not for t = 0 or 1, where q may be 0 and the functor above is exact.
+  template <class V>
+  FASTLOSS_HD ValueSlope<V> soft(V bce, V p, V t) const {
+    V q = p + t - 2 * p * t;
+    V factor = power(q, gamma);
+    return {factor * bce, factor * (p - t + gamma * bce * p * (1 - p) * (1 - 2 * t) / q)};
+  }
+};
+
+// GHM-C (Li et al. 2019, section 3.2): beta[bin] * nll, beta constant. The schedule looks beta up by ghm_bin(q).
+template <class S>
+FASTLOSS_HD int32_t ghm_bin(S gradient_norm, int32_t bins) {
+  S scaled = gradient_norm * S(bins);
+  // Written so that a nan takes the last bin: the cast of a nan is undefined.
+  return scaled < S(bins - 1) ? int32_t(scaled) : bins - 1;
+}
+
+// What divides N in beta: this batch's count, or the running count with its start-up bias removed. Updates the running
+// statistics when training.
+FASTLOSS_HD double ghm_histogram(const GhmState& state, int32_t bin, int64_t count) {
+  if (state.momentum <= 0) return double(count);
+  if (state.training && count > 0) {
+    double& running = state.running_histogram[bin];
+    running = state.momentum * running + (1 - state.momentum) * double(count);
+    state.num_updates[bin] += 1;
+  }
+  // A bin that no training step has filled has no history: it is weighted by this batch's own count.
+  int64_t updates = state.num_updates[bin];
+  if (updates == 0) return double(count);
+  return state.running_histogram[bin] / (state.bias_correction ? 1 - pow(state.momentum, double(updates)) : 1.0);
+}
+
+// beta of one bin: total valid decisions, num_nonempty bins that have any.
+FASTLOSS_HD double ghm_bin_weight(const GhmState& state, int32_t bin, int64_t count, int64_t total,
+                                  int32_t num_nonempty) {
+  double histogram = ghm_histogram(state, bin, count);
+  return count == 0 ? 0 : double(total) / (double(state.nonempty ? num_nonempty : state.bins) * histogram);
+}
+
+}  // namespace FASTLOSS_NAMESPACE

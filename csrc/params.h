@@ -1,0 +1,74 @@
+// What a kernel is told: pointers, sizes, strides, settings. Plain data, no torch, the same for CPU and CUDA.
+#pragma once
+
+#include <cstdint>
+
+namespace fastloss {
+
+enum class DType : int32_t { float32, float64, bfloat16, float16 };
+enum class Reduction : int32_t { none, mean, sum };
+enum class Loss : int32_t { cross_entropy, focal, ghmc };
+
+// Where the decisions lie: their dimensions in logical order, merged where memory allows, the class dimension apart.
+// Contiguous [N, C] and channels-last [N, C, H, W] have one dimension of stride C; contiguous [N, C, H, W] has two,
+// N of stride C*H*W and H*W of stride 1.
+constexpr int kMaxDims = 8;
+struct Layout {
+  int32_t ndim;  // >= 1
+  int64_t size[kMaxDims];
+  int64_t stride[kMaxDims];       // of the input, in elements
+  int64_t grad_stride[kMaxDims];  // of the gradient
+  int64_t class_stride;
+  int64_t grad_class_stride;
+  int64_t extent;  // elements from the input's first to one past its last: what may be read
+};
+
+// GHM-C's settings and running statistics. The two pointers are null without momentum.
+struct GhmState {
+  double* running_histogram;  // [bins]
+  int64_t* num_updates;       // [bins]
+  double momentum;
+  int32_t bins;
+  bool nonempty;  // n counts the non-empty bins, else all of them
+  bool bias_correction;
+  bool training;
+};
+
+struct SoftmaxParams {
+  const void* input;   // [N, C] logits by layout, dtype
+  void* grad;          // the same shape by layout, dtype; may be the input itself; null: no gradient wanted
+  const void* target;  // [N] contiguous
+  const void* weight;  // [C] in the compute type (double for float64, else float), or null
+  void* loss;          // [N] for reduction none, else [1]; compute type
+  float* bin_weight;   // [bins] GHM-C's beta, written and then read
+  int64_t N, C;
+  Layout layout;
+  int64_t ignore_index;
+  double gamma;
+  double label_smoothing;
+  double grad_scale;  // the gradient is stored times this
+  GhmState ghm;
+  DType dtype;
+  bool target_is_int64;  // else int32
+  Reduction reduction;
+  Loss kind;
+};
+
+struct SigmoidParams {
+  const void* input;   // [N] logits, contiguous, dtype
+  void* grad;          // [N] dtype; may be the input itself; null: no gradient wanted
+  const void* target;  // [N] in the input's dtype, in [0, 1]
+  const uint8_t* mask; // [N] 1 where the decision counts, or null
+  void* loss;          // [N] for reduction none, else [1]; compute type
+  float* bin_weight;   // [bins]
+  int64_t N;
+  double alpha;  // < 0: no class balance
+  double gamma;
+  double grad_scale;
+  GhmState ghm;
+  DType dtype;
+  Reduction reduction;
+  Loss kind;
+};
+
+}  // namespace fastloss

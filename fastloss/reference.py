@@ -1,0 +1,180 @@
+"""The specification: every loss in a few lines of plain PyTorch, with the signature of its fused counterpart.
+
+It is the oracle of the tests and a baseline of the benchmarks, never a silent fallback. Shapes, errors and the meaning
+of the arguments are documented in :mod:`fastloss.functional`; this file says what the numbers are. Everything is a
+function of one number per decision, ``nll = -log p_target``, and of ``q = 1 - p_target``.
+"""
+
+import torch
+import torch.nn.functional as F
+
+__all__ = [
+    "cross_entropy",
+    "focal_loss",
+    "ghmc_loss",
+    "gradient_norm_histogram",
+    "sigmoid_focal_loss",
+    "sigmoid_ghmc_loss",
+]
+
+
+def cross_entropy(
+    input, target, weight=None, *, ignore_index=-100, reduction="mean", label_smoothing=0.0, inplace_backward=False
+):
+    """``(1 - eps) * w[y] * nll + eps / C * sum_k w[k] * (logsumexp(x) - x[k])``: ``F.cross_entropy``, in float32."""
+    nll, valid = _softmax_nll(input, target, ignore_index)
+    row_weight = _row_weight(weight, target, valid, nll)
+    loss = row_weight * nll
+    if label_smoothing:
+        class_dim = _class_dim(input)
+        weighted_nll = -_upcast(input).log_softmax(class_dim)  # [N, C, ...]
+        if weight is not None:
+            shape = [-1 if dim == class_dim else 1 for dim in range(input.dim())]
+            weighted_nll = weighted_nll * weight.to(nll.dtype).view(shape)
+        smooth = torch.where(valid, weighted_nll.sum(class_dim), 0)
+        loss = (1 - label_smoothing) * loss + label_smoothing / input.shape[class_dim] * smooth
+    return _reduce(loss, row_weight.sum(), reduction)
+
+
+def focal_loss(input, target, weight=None, *, gamma=2.0, ignore_index=-100, reduction="mean", inplace_backward=False):
+    """``w[y] * q**gamma * nll``."""
+    nll, valid = _softmax_nll(input, target, ignore_index)
+    row_weight = _row_weight(weight, target, valid, nll)
+    return _reduce(row_weight * _one_minus_p(nll) ** gamma * nll, row_weight.sum(), reduction)
+
+
+def ghmc_loss(
+    input,
+    target,
+    *,
+    bins=10,
+    momentum=0.0,
+    normalizer="nonempty",
+    bias_correction=True,
+    running_histogram=None,
+    num_updates=None,
+    training=True,
+    ignore_index=-100,
+    reduction="mean",
+    inplace_backward=False,
+):
+    """``beta[bin(q)] * nll`` with ``beta[b] = N / (n * R[b])``; beta is a constant of the backward pass."""
+    nll, valid = _softmax_nll(input, target, ignore_index)
+    bin_index = _bin_index(_one_minus_p(nll), bins)
+    state = (momentum, normalizer, bias_correction, running_histogram, num_updates, training)
+    beta = _ghm_bin_weight(_histogram(bin_index, valid, bins), *state).to(nll.dtype)
+    return _reduce(valid * beta[bin_index] * nll, valid.sum(), reduction)
+
+
+def sigmoid_focal_loss(input, target, *, alpha=0.25, gamma=2.0, reduction="none", inplace_backward=False):
+    """``alpha_t * q**gamma * bce(x, t)`` with ``q = p + t - 2 p t`` and ``alpha_t = alpha t + (1 - alpha)(1 - t)``."""
+    x, t = _upcast(input), target.to(_upcast(input).dtype)
+    bce, p = _bce(x, t), x.sigmoid()
+    # Hard targets: q = 1 - p_target, from the nll so that it stays exact where the prediction is right.
+    q = torch.where((t == 0) | (t == 1), _one_minus_p(bce), p + t - 2 * p * t)
+    loss = q**gamma * bce
+    if alpha >= 0:
+        loss = (alpha * t + (1 - alpha) * (1 - t)) * loss
+    return _reduce(loss, loss.numel(), reduction)
+
+
+def sigmoid_ghmc_loss(
+    input,
+    target,
+    mask=None,
+    *,
+    bins=10,
+    momentum=0.0,
+    normalizer="nonempty",
+    bias_correction=True,
+    running_histogram=None,
+    num_updates=None,
+    training=True,
+    reduction="mean",
+    inplace_backward=False,
+):
+    """``beta[bin(g)] * bce(x, t)`` with ``g = |sigmoid(x) - t|`` over the decisions with ``mask > 0``."""
+    x, t = _upcast(input), target.to(_upcast(input).dtype)
+    valid = torch.ones_like(x, dtype=torch.bool) if mask is None else mask > 0
+    bin_index = _bin_index((x.sigmoid() - t).abs(), bins)
+    state = (momentum, normalizer, bias_correction, running_histogram, num_updates, training)
+    beta = _ghm_bin_weight(_histogram(bin_index, valid, bins), *state).to(x.dtype)
+    return _reduce(beta[bin_index] * torch.where(valid, _bce(x, t), 0), valid.sum().clamp(min=1), reduction)
+
+
+def gradient_norm_histogram(input, target, *, bins=10, ignore_index=-100):
+    """``counts[b]`` = number of decisions with ``min(floor(q * bins), bins - 1) == b``; int64 [bins]."""
+    nll, valid = _softmax_nll(input, target, ignore_index)
+    return _histogram(_bin_index(_one_minus_p(nll), bins), valid, bins)
+
+
+def _class_dim(input):
+    return 0 if input.dim() == 1 else 1
+
+
+def _upcast(input):
+    """Half-precision logits are computed in float32."""
+    return input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+
+
+def _softmax_nll(input, target, ignore_index):
+    """``(nll, valid)``, both of target's shape; an ignored row has nll 0 and no gradient."""
+    class_dim = _class_dim(input)
+    valid = target != ignore_index
+    index = torch.where(valid, target, 0).long().unsqueeze(class_dim)
+    nll = -_upcast(input).log_softmax(class_dim).gather(class_dim, index).squeeze(class_dim)
+    return torch.where(valid, nll, 0), valid
+
+
+def _bce(x, t):
+    """Binary cross entropy; for a hard target it is ``nll = softplus(-z)``, z = x if the label is 1 else -x."""
+    hard = (t == 0) | (t == 1)
+    return -torch.where(hard, F.logsigmoid(torch.where(t == 1, x, -x)), F.logsigmoid(-x) + torch.where(hard, 0, x * t))
+
+
+def _one_minus_p(nll):
+    # The clamp keeps the slope finite: 0 * inf at nll = 0 with gamma < 1, inf * 0 at nll = inf.
+    return -torch.expm1(-nll.clamp(torch.finfo(nll.dtype).tiny, 100))
+
+
+def _row_weight(weight, target, valid, nll):
+    if weight is None:
+        return valid.to(nll.dtype)
+    return torch.where(valid, weight.to(nll.dtype)[torch.where(valid, target, 0).long()], 0)
+
+
+def _reduce(loss, denominator, reduction):
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    if reduction == "mean":
+        return loss.sum() / denominator
+    raise ValueError(f"reduction is {reduction!r}, but should be 'none', 'mean' or 'sum'.")
+
+
+@torch.no_grad()
+def _bin_index(gradient_norm, bins):
+    return (gradient_norm.nan_to_num(nan=1.0) * bins).floor().long().clamp(max=bins - 1)
+
+
+def _histogram(bin_index, valid, bins):
+    counts = torch.zeros(bins, dtype=torch.int64, device=bin_index.device)
+    return counts.scatter_add(0, bin_index.flatten(), valid.flatten().long())
+
+
+@torch.no_grad()
+def _ghm_bin_weight(counts, momentum, normalizer, bias_correction, running_histogram, num_updates, training):
+    """beta [bins], float64. With momentum and training, updates the running statistics in place."""
+    nonempty = counts > 0
+    histogram = counts.double()  # S_b: what divides N
+    if momentum > 0:
+        if training:
+            updated = momentum * running_histogram + (1 - momentum) * histogram
+            running_histogram.copy_(torch.where(nonempty, updated, running_histogram))
+            num_updates.add_(nonempty)
+        correction = 1 - momentum ** num_updates.double() if bias_correction else 1.0
+        # A bin that no training step has filled has no history: it is weighted by this batch's own count.
+        histogram = torch.where(num_updates > 0, running_histogram / correction, histogram)
+    n = nonempty.sum() if normalizer == "nonempty" else counts.numel()
+    return torch.where(nonempty, counts.sum() / (n * histogram), 0)
