@@ -40,7 +40,7 @@ struct SoftmaxParams {
   const void* target;  // [N] contiguous
   const void* weight;  // [C] in the compute type (double for float64, else float), or null
   void* loss;          // [N] for reduction none, else [1]; compute type
-  float* bin_weight;   // [bins] GHM-C's beta, written and then read
+  double* bin_weight;  // [bins] GHM-C's beta, written and then read
   int64_t N, C;
   Layout layout;
   int64_t ignore_index;
@@ -55,18 +55,19 @@ struct SoftmaxParams {
 };
 
 struct SigmoidParams {
-  const void* input;   // [N] logits, contiguous, dtype
-  void* grad;          // [N] dtype; may be the input itself; null: no gradient wanted
-  const void* target;  // [N] in the input's dtype, in [0, 1]
-  const uint8_t* mask; // [N] 1 where the decision counts, or null
-  void* loss;          // [N] for reduction none, else [1]; compute type
-  float* bin_weight;   // [bins]
+  const void* input;    // [N] logits, dtype
+  void* grad;           // [N] dtype; may be the input itself; null: no gradient wanted
+  const void* target;   // [N] in [0, 1]; the input's dtype, or the compute type
+  const uint8_t* mask;  // [N] 1 where the decision counts, or null: all count
+  void* loss;           // [N] for reduction none, else [1]; compute type
+  double* bin_weight;   // [bins] GHM-C's beta, written and then read
   int64_t N;
   double alpha;  // < 0: no class balance
   double gamma;
-  double grad_scale;
+  double grad_scale;  // the gradient is stored times this
   GhmState ghm;
   DType dtype;
+  bool target_is_compute_type;
   Reduction reduction;
   Loss kind;
 };

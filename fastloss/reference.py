@@ -59,11 +59,8 @@ def ghmc_loss(
     inplace_backward=False,
 ):
     """``beta[bin(q)] * nll`` with ``beta[b] = N / (n * R[b])``; beta is a constant of the backward pass."""
-    nll, valid = _softmax_nll(input, target, ignore_index)
-    bin_index = _bin_index(_one_minus_p(nll), bins)
     state = (momentum, normalizer, bias_correction, running_histogram, num_updates, training)
-    beta = _ghm_bin_weight(_histogram(bin_index, valid, bins), *state).to(nll.dtype)
-    return _reduce(valid * beta[bin_index] * nll, valid.sum(), reduction)
+    return _softmax_ghmc(input, target, lambda counts: _ghm_bin_weight(counts, *state), bins, ignore_index, reduction)
 
 
 def sigmoid_focal_loss(input, target, *, alpha=0.25, gamma=2.0, reduction="none", inplace_backward=False):
@@ -94,12 +91,8 @@ def sigmoid_ghmc_loss(
     inplace_backward=False,
 ):
     """``beta[bin(g)] * bce(x, t)`` with ``g = |sigmoid(x) - t|`` over the decisions with ``mask > 0``."""
-    x, t = _upcast(input), target.to(_upcast(input).dtype)
-    valid = torch.ones_like(x, dtype=torch.bool) if mask is None else mask > 0
-    bin_index = _bin_index((x.sigmoid() - t).abs(), bins)
     state = (momentum, normalizer, bias_correction, running_histogram, num_updates, training)
-    beta = _ghm_bin_weight(_histogram(bin_index, valid, bins), *state).to(x.dtype)
-    return _reduce(beta[bin_index] * torch.where(valid, _bce(x, t), 0), valid.sum().clamp(min=1), reduction)
+    return _sigmoid_ghmc(input, target, mask, lambda counts: _ghm_bin_weight(counts, *state), bins, reduction)
 
 
 def gradient_norm_histogram(input, target, *, bins=10, ignore_index=-100):
@@ -135,6 +128,22 @@ def _bce(x, t):
 def _one_minus_p(nll):
     # The clamp keeps the slope finite: 0 * inf at nll = 0 with gamma < 1, inf * 0 at nll = inf.
     return -torch.expm1(-nll.clamp(torch.finfo(nll.dtype).tiny, 100))
+
+
+def _softmax_ghmc(input, target, bin_weight_of, bins, ignore_index, reduction):
+    """bin_weight_of: counts [bins] -> beta [bins]."""
+    nll, valid = _softmax_nll(input, target, ignore_index)
+    bin_index = _bin_index(_one_minus_p(nll), bins)
+    beta = bin_weight_of(_histogram(bin_index, valid, bins)).to(nll.dtype)
+    return _reduce(valid * beta[bin_index] * nll, valid.sum(), reduction)
+
+
+def _sigmoid_ghmc(input, target, mask, bin_weight_of, bins, reduction):
+    x, t = _upcast(input), target.to(_upcast(input).dtype)
+    valid = torch.ones_like(x, dtype=torch.bool) if mask is None else mask > 0
+    bin_index = _bin_index((x.sigmoid() - t).abs(), bins)
+    beta = bin_weight_of(_histogram(bin_index, valid, bins)).to(x.dtype)
+    return _reduce(beta[bin_index] * torch.where(valid, _bce(x, t), 0), valid.sum().clamp(min=1), reduction)
 
 
 def _row_weight(weight, target, valid, nll):

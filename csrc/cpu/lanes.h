@@ -237,34 +237,27 @@ FASTLOSS_LANE_FN void store(T* target, f32 x) {
 
 // The first n lanes, 0 <= n <= W; the others read as zero and are not written.
 template <class T>
-FASTLOSS_LANE_FN auto load_first(const T* source, int n) {
+FASTLOSS_LANE_FN Vec<T> load_first(const T* source, int n) {
+#if FASTLOSS_LANES == 16
+  if constexpr (sizeof(T) == 4) return (f32)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), source);
+  if constexpr (sizeof(T) == 2) return widen((u16)_mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), source), T{});
+#endif
   T buffer[W] = {};
   __builtin_memcpy(buffer, source, n * sizeof(T));
   return load(buffer);
 }
-template <class T, class V>
-FASTLOSS_LANE_FN void store_first(T* target, V x, int n) {
+template <class T>
+FASTLOSS_LANE_FN void store_first(T* target, Vec<T> x, int n) {
+#if FASTLOSS_LANES == 16
+  if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(target, __mmask16((1u << n) - 1), (__m512)x);
+  if constexpr (sizeof(T) == 2) {
+    return _mm256_mask_storeu_epi16(target, __mmask16((1u << n) - 1), (__m256i)narrow(x, T{}));
+  }
+#endif
   T buffer[W];
   store(buffer, x);
   __builtin_memcpy(target, buffer, n * sizeof(T));
 }
-#if FASTLOSS_LANES == 16
-FASTLOSS_LANE_FN __mmask16 first(int n) { return __mmask16((1u << n) - 1); }
-FASTLOSS_LANE_FN f32 load_first(const float* source, int n) {
-  return (f32)_mm512_maskz_loadu_ps(first(n), source);
-}
-FASTLOSS_LANE_FN void store_first(float* target, f32 x, int n) {
-  _mm512_mask_storeu_ps(target, first(n), (__m512)x);
-}
-template <class T>
-FASTLOSS_LANE_FN f32 load_first(const T* source, int n) {
-  return widen((u16)_mm256_maskz_loadu_epi16(first(n), source), T{});
-}
-template <class T>
-FASTLOSS_LANE_FN void store_first(T* target, f32 x, int n) {
-  _mm256_mask_storeu_epi16(target, first(n), (__m256i)narrow(x, T{}));
-}
-#endif
 
 // One element, through the vector conversions: they exist once.
 template <class T>

@@ -1,0 +1,466 @@
+// Softmax losses on the CPU: loss and gradient of a block of decisions in one pass over the logits. Included per ISA.
+//
+// Fused: max, exponentials and their sum, nll, f and f', and the gradient f'(nll) * (p - onehot), written while the
+// logits are in cache. Two schedules stage the logits in a scratch buffer, so the gradient may overwrite them:
+//   tile  W decisions are the W lanes, classes one after the other; contiguous rows are transposed in registers, a
+//         strided class dimension needs no transpose. For few classes, and for any strides.
+//   row   one decision at a time, its classes across the lanes. For many classes that lie side by side.
+// Precondition: targets are in [0, C) or ignore_index (dispatch.cpp has checked).
+
+// ---- where decisions lie
+
+// The offsets of up to W consecutive decisions, from the layout's dimensions.
+struct Positions {
+  const Layout& layout;
+  int64_t index[kMaxDims];
+
+  Positions(const Layout& where, int64_t position) : layout(where) {
+    for (int d = layout.ndim - 1; d >= 0; --d) {
+      index[d] = position % layout.size[d];
+      position /= layout.size[d];
+    }
+  }
+
+  // How many decisions follow with one stride between them.
+  int64_t run() const { return layout.size[layout.ndim - 1] - index[layout.ndim - 1]; }
+
+  int64_t offset(const int64_t* stride) const {
+    int64_t sum = 0;
+    for (int d = 0; d < layout.ndim; ++d) sum += index[d] * stride[d];
+    return sum;
+  }
+
+  void advance(int64_t count) {
+    index[layout.ndim - 1] += count;
+    for (int d = layout.ndim - 1; d > 0 && index[d] >= layout.size[d]; --d) {
+      index[d - 1] += index[d] / layout.size[d];
+      index[d] %= layout.size[d];
+    }
+  }
+};
+
+// W decisions: the offset of each in the input and in the gradient.
+struct Tile {
+  int count;     // decisions in it, at most W
+  bool uniform;  // one stride between them
+  int64_t input[W], grad[W];
+
+  Tile(Positions& positions, int n) : count(n), uniform(positions.run() >= n) {
+    const Layout& layout = positions.layout;
+    if (uniform) {
+      int inner = layout.ndim - 1;
+      int64_t in = positions.offset(layout.stride), out = positions.offset(layout.grad_stride);
+      for (int lane = 0; lane < W; ++lane) {
+        input[lane] = in + lane * layout.stride[inner];
+        grad[lane] = out + lane * layout.grad_stride[inner];
+      }
+      positions.advance(n);
+    } else {
+      for (int lane = 0; lane < n; ++lane) {
+        input[lane] = positions.offset(layout.stride);
+        grad[lane] = positions.offset(layout.grad_stride);
+        positions.advance(1);
+      }
+    }
+  }
+};
+
+// Logits of a tile, class by class: staged[c] holds class c of the W decisions.
+template <class T>
+inline void load_tile(const T* input, const Layout& layout, const Tile& tile, int64_t C, Vec<T>* staged) {
+  int64_t stride = layout.class_stride;
+  bool full = tile.count == W && tile.uniform;
+  int64_t padded = (C + W - 1) / W * W;  // a row read in whole vectors runs into what follows it
+  if (full && stride == 1 && tile.input[W - 1] + padded <= layout.extent) {
+    for (int64_t c = 0; c < C; c += W) {
+      Vec<T> x[W];
+#pragma GCC unroll 16
+      for (int lane = 0; lane < W; ++lane) x[lane] = load(input + tile.input[lane] + c);
+      transpose(x);
+      if (c + W <= C) {
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) staged[c + i] = x[i];
+      } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) {
+          if (c + i < C) staged[c + i] = x[i];
+        }
+      }
+    }
+  } else if (full && tile.input[1] == tile.input[0] + 1) {
+    for (int64_t c = 0; c < C; ++c) staged[c] = load(input + tile.input[0] + c * stride);
+  } else {
+    for (int64_t c = 0; c < C; ++c) {
+      Vec<T> x = {};
+      for (int lane = 0; lane < tile.count; ++lane) x[lane] = load_one(input + tile.input[lane] + c * stride);
+      staged[c] = x;
+    }
+  }
+}
+
+template <class T>
+inline void store_tile(T* grad, const Layout& layout, const Tile& tile, int64_t C, const Vec<T>* staged) {
+  int64_t stride = layout.grad_class_stride;
+  bool full = tile.count == W && tile.uniform;
+  if (full && stride == 1) {
+    for (int64_t c = 0; c < C; c += W) {
+      int valid = int(C - c < W ? C - c : W);
+      Vec<T> x[W];
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) x[i] = c + i < C ? staged[c + i] : Vec<T>{};
+      transpose(x);
+      if (valid == W) {
+#pragma GCC unroll 16
+        for (int lane = 0; lane < W; ++lane) store(grad + tile.grad[lane] + c, x[lane]);
+      } else {
+#pragma GCC unroll 16
+        for (int lane = 0; lane < W; ++lane) store_first(grad + tile.grad[lane] + c, x[lane], valid);
+      }
+    }
+  } else if (full && tile.grad[1] == tile.grad[0] + 1) {
+    for (int64_t c = 0; c < C; ++c) store(grad + tile.grad[0] + c * stride, staged[c]);
+  } else {
+    for (int64_t c = 0; c < C; ++c) {
+      for (int lane = 0; lane < tile.count; ++lane) {
+        store_one(grad + tile.grad[lane] + c * stride, staged[c][lane]);
+      }
+    }
+  }
+}
+
+// ---- losses: the functors of losses.h, built from the parameters
+
+struct CrossEntropyLoss {
+  template <class V, class M>
+  ValueSlope<V> operator()(V nll, V p, V q, M /*valid*/) const {
+    return CrossEntropy{}(nll, p, q);
+  }
+};
+
+template <class S>
+struct FocalLoss {
+  Focal<S> focal;
+  template <class V, class M>
+  ValueSlope<V> operator()(V nll, V p, V q, M /*valid*/) const {
+    return focal(nll, p, q);
+  }
+};
+
+template <class S>
+struct GhmcLoss {
+  const double* bin_weight;  // [bins]
+  int32_t bins;
+  template <class V, class M>
+  ValueSlope<V> operator()(V nll, V /*p*/, V q, M /*valid*/) const {
+    V beta;
+    for (int lane = 0; lane < W; ++lane) beta[lane] = S(bin_weight[ghm_bin(q[lane], bins)]);
+    return {beta * nll, beta};
+  }
+};
+
+// Not a loss: counts where the decisions' gradient norms fall. Integers, so the order does not matter.
+struct Histogram {
+  int64_t* counts;  // [bins]
+  int32_t bins;
+  template <class V, class M>
+  ValueSlope<V> operator()(V /*nll*/, V /*p*/, V q, M valid) const {
+    for (int lane = 0; lane < W; ++lane) {
+      if (valid[lane]) counts[ghm_bin(q[lane], bins)] += 1;
+    }
+    return {V{}, V{}};
+  }
+};
+
+// ---- schedules
+
+template <class M>
+inline M lane_numbers() {
+  M numbers;
+  for (int lane = 0; lane < W; ++lane) numbers[lane] = lane;
+  return numbers;
+}
+
+// T is stored, S computed; smooths adds torch's label smoothing.
+template <class T, class LossOf, bool smooths>
+struct SoftmaxBlock {
+  using S = Compute<T>;
+  using V = Vec<T>;
+  using M = typename VectorOf<S>::M;
+
+  // What the classes of one decision come to.
+  struct Softmax {
+    V max;
+    V sum;           // sum_k exp(x_k - max)
+    V target_logit;  // x_y
+    V weighted;      // sum_k w_k (x_k - max), if smoothed
+  };
+
+  // f'(nll) * (p_k - onehot_k), smoothing and scales included, is e_k * probability - (k == y) * onehot - w_k * smooth.
+  struct Gradient {
+    V probability;
+    V onehot;
+  };
+
+  const SoftmaxParams& params;
+  const LossOf loss_of;
+  const S scale;           // of the gradient: grad_scale / denominator
+  const S class_weights;   // sum_k w_k
+  const S smooth;          // label_smoothing / C
+  const S* weight = static_cast<const S*>(params.weight);  // [C] or null
+  const T* input = static_cast<const T*>(params.input);
+  T* grad = static_cast<T*>(params.grad);
+
+  SoftmaxBlock(const SoftmaxParams& p, const SoftmaxScale& s, LossOf loss)
+      : params(p),
+        loss_of(loss),
+        scale(S(s.gradient)),
+        class_weights(S(s.class_weights)),
+        smooth(S(p.label_smoothing / double(p.C))) {}
+
+  int64_t target_of(int64_t position) const {
+    return params.target_is_int64 ? static_cast<const int64_t*>(params.target)[position]
+                                  : static_cast<const int32_t*>(params.target)[position];
+  }
+
+  S weight_of(int64_t c) const { return weight ? weight[c] : S(1); }
+
+  V finish(const Softmax& softmax, V row_weight, M valid, Gradient& gradient) const {
+    V inverse_sum = 1 / softmax.sum;
+    V log_sum = log(softmax.sum);
+    V shifted = softmax.target_logit - softmax.max;
+    V nll = log_sum - shifted;
+    nll = select(nll < 0, V{}, nll);  // a rounding error at p = 1; nan stays
+    V p = exp(shifted) * inverse_sum;
+    ValueSlope<V> f = loss_of(nll, p, one_minus_p(nll, p), valid);
+    V value = row_weight * f.value;
+    V slope = row_weight * f.slope;
+    V mass = slope;  // what the probabilities are multiplied by: the slope, and all the smoothed targets
+    if constexpr (smooths) {
+      S hard = S(1 - params.label_smoothing);
+      value = hard * value + smooth * (class_weights * log_sum - softmax.weighted);
+      slope *= hard;
+      mass = slope + smooth * class_weights;
+    }
+    gradient.onehot = select(valid, slope * scale, V{});
+    gradient.probability = select(valid, mass * scale * inverse_sum, V{});
+    return select(valid, value, V{});
+  }
+
+  // Returns the sum of the losses of decisions [begin, end), or writes them where reduction is none.
+  double run(int64_t begin, int64_t end) const {
+    return runs_rows(params) ? rows(begin, end) : tiles(begin, end);
+  }
+
+  // ---- tile: W decisions at a time
+
+  double tiles(int64_t begin, int64_t end) const {
+    std::unique_ptr<V[]> staged(new V[params.C]);  // [C] of W decisions: logits in, exponentials, gradient out
+    Positions positions(params.layout, begin);
+    f64 sum = {};
+    for (int64_t position = begin; position < end; position += W) {
+      int count = int(end - position < W ? end - position : W);
+      Tile tile(positions, count);
+      M target = M{} - 1;
+      V row_weight = {};
+      int num_valid = 0;
+      for (int lane = 0; lane < count; ++lane) {
+        int64_t y = target_of(position + lane);
+        if (y == params.ignore_index) continue;
+        target[lane] = y;
+        row_weight[lane] = weight_of(y);
+        num_valid += 1;
+      }
+      V value = {};
+      if (num_valid > 0) {
+        load_tile(input, params.layout, tile, params.C, staged.get());
+        value = one_tile(staged.get(), target, row_weight, num_valid);
+      } else if (grad) {
+        for (int64_t c = 0; c < params.C; ++c) staged[c] = V{};
+      }
+      if (grad) store_tile(grad, params.layout, tile, params.C, staged.get());
+      if (params.reduction == Reduction::none && params.loss) {
+        store_first(static_cast<S*>(params.loss) + position, value, count);
+      }
+      sum += __builtin_convertvector(value, f64);
+    }
+    return sum_lanes(sum);
+  }
+
+  V one_tile(V* staged, M target, V row_weight, int num_valid) const {
+    const int32_t C = int32_t(params.C);
+    M valid = target >= 0;
+    Softmax softmax = {staged[0], V{}, V{}, V{}};
+    for (int32_t c = 1; c < C; ++c) softmax.max = max(staged[c], softmax.max);
+    for (int32_t c = 0; c < C; ++c) {
+      V x = staged[c];
+      V shifted = x - softmax.max;
+      V e = exp(shifted);
+      softmax.sum += e;
+      softmax.target_logit = select(target == c, x, softmax.target_logit);
+      if constexpr (smooths) softmax.weighted += weight_of(c) * shifted;
+      staged[c] = e;
+    }
+    Gradient gradient;
+    V value = finish(softmax, row_weight, valid, gradient);
+    if (!grad) return value;
+    for (int32_t c = 0; c < C; ++c) {
+      V g = staged[c] * gradient.probability - select(target == c, gradient.onehot, V{});
+      if constexpr (smooths) g -= weight_of(c) * (smooth * scale);
+      staged[c] = g;
+    }
+    if (num_valid < W) {  // an ignored decision has no gradient, whatever its logits: 0 * nan is not 0
+      for (int32_t c = 0; c < C; ++c) staged[c] = select(valid, staged[c], V{});
+    }
+    return value;
+  }
+
+  // ---- row: one decision at a time
+
+  double rows(int64_t begin, int64_t end) const {
+    const int64_t C = params.C;
+    std::unique_ptr<S[]> staged(new S[C + W]);  // [C] exponentials, in whole vectors
+    Positions positions(params.layout, begin);
+    double sum = 0;
+    for (int64_t position = begin; position < end; ++position) {
+      const T* x = input + positions.offset(params.layout.stride);
+      T* g = grad ? grad + positions.offset(params.layout.grad_stride) : nullptr;
+      positions.advance(1);
+      int64_t y = target_of(position);
+      S value = 0;
+      if (y != params.ignore_index) {
+        value = one_row(x, g, staged.get(), y);
+      } else if (g) {
+        memset(g, 0, C * sizeof(T));
+      }
+      if (params.reduction == Reduction::none && params.loss) static_cast<S*>(params.loss)[position] = value;
+      sum += double(value);
+    }
+    return sum;
+  }
+
+  S one_row(const T* x, T* g, S* staged, int64_t y) const {
+    const int64_t C = params.C;
+    const int64_t whole = C / W * W;
+    const int rest = int(C - whole);
+    const M in_rest = lane_numbers<M>() < rest;
+    const V lowest = V{} - S(INFINITY);
+    V tail = rest ? select(in_rest, load_first(x + whole, rest), lowest) : lowest;
+
+    V high[4] = {tail, lowest, lowest, lowest};
+    int64_t c = 0;
+    for (; c + 4 * W <= whole; c += 4 * W) {
+      for (int i = 0; i < 4; ++i) high[i] = max(load(x + c + i * W), high[i]);
+    }
+    for (; c < whole; c += W) high[0] = max(load(x + c), high[0]);
+    high[0] = max(max(high[0], high[1]), max(high[2], high[3]));
+    S highest = high[0][0];
+    for (int lane = 1; lane < W; ++lane) highest = high[0][lane] > highest ? high[0][lane] : highest;
+
+    Softmax softmax = {V{} + highest, V{}, V{} + load_one(x + y), V{}};
+    V sum[2] = {};
+    V weighted = {};
+    auto exponential = [&](V logits, int64_t at, V& into) {
+      V shifted = logits - softmax.max;
+      V e = exp(shifted);
+      into += e;
+      store(staged + at, e);
+      return shifted;
+    };
+    c = 0;
+    for (; c + 2 * W <= whole; c += 2 * W) {
+      V a = exponential(load(x + c), c, sum[0]);
+      V b = exponential(load(x + c + W), c + W, sum[1]);
+      if constexpr (smooths) weighted += weights_at(c) * a + weights_at(c + W) * b;
+    }
+    for (; c < whole; c += W) {
+      V a = exponential(load(x + c), c, sum[0]);
+      if constexpr (smooths) weighted += weights_at(c) * a;
+    }
+    if (rest) {
+      V a = exponential(tail, whole, sum[1]);
+      if constexpr (smooths) {
+        V w = weight ? load_first(weight + whole, rest) : V{} + 1;
+        weighted += select(in_rest, w * a, V{});
+      }
+    }
+    softmax.sum += S(sum_lanes(sum[0] + sum[1]));
+    if constexpr (smooths) softmax.weighted += S(sum_lanes(weighted));
+
+    // One decision in the first lane: the vectors' log, exp and pow serve for scalars too.
+    M valid = lane_numbers<M>() == 0;
+    Gradient gradient;
+    V value = finish(softmax, V{} + weight_of(y), valid, gradient);
+    if (!g) return value[0];
+
+    const S probability = gradient.probability[0];
+    const S smooth_scale = smooth * scale;
+    for (c = 0; c < whole; c += W) {
+      V out = load(staged + c) * probability;
+      if constexpr (smooths) out -= weights_at(c) * smooth_scale;
+      store(g + c, out);
+    }
+    if (rest) {
+      V out = load(staged + whole) * probability;
+      if constexpr (smooths) out -= (weight ? load_first(weight + whole, rest) : V{} + 1) * smooth_scale;
+      store_first(g + whole, out, rest);
+    }
+    S at_target = staged[y] * probability - gradient.onehot[0];
+    if constexpr (smooths) at_target -= weight_of(y) * smooth_scale;
+    store_one(g + y, at_target);
+    return value[0];
+  }
+
+  V weights_at(int64_t c) const { return weight ? load(weight + c) : V{} + 1; }
+};
+
+template <class T>
+inline double softmax_block_of(const SoftmaxParams& params, const SoftmaxScale& scale, int64_t begin, int64_t end) {
+  using S = Compute<T>;
+  switch (params.kind) {
+    case Loss::cross_entropy:
+      if (params.label_smoothing > 0) {
+        return SoftmaxBlock<T, CrossEntropyLoss, true>(params, scale, {}).run(begin, end);
+      }
+      return SoftmaxBlock<T, CrossEntropyLoss, false>(params, scale, {}).run(begin, end);
+    case Loss::focal:
+      return SoftmaxBlock<T, FocalLoss<S>, false>(params, scale, {{S(params.gamma)}}).run(begin, end);
+    case Loss::ghmc:
+      return SoftmaxBlock<T, GhmcLoss<S>, false>(params, scale, {params.bin_weight, params.ghm.bins}).run(begin, end);
+  }
+  return 0;
+}
+
+// Loss and gradient of decisions [begin, end); the sum of their losses.
+double softmax_block(const SoftmaxParams& params, const SoftmaxScale& scale, int64_t begin, int64_t end) {
+  switch (params.dtype) {
+    case DType::float32:
+      return softmax_block_of<float>(params, scale, begin, end);
+    case DType::float64:
+      return softmax_block_of<double>(params, scale, begin, end);
+    case DType::bfloat16:
+      return softmax_block_of<bfloat16>(params, scale, begin, end);
+    case DType::float16:
+      return softmax_block_of<float16>(params, scale, begin, end);
+  }
+  return 0;
+}
+
+// Adds the gradient norms of decisions [begin, end) to counts [bins]; params.grad and params.loss are null.
+void softmax_histogram_block(const SoftmaxParams& params, int64_t begin, int64_t end, int64_t* counts) {
+  const Histogram histogram{counts, params.ghm.bins};
+  const SoftmaxScale scale{};
+  switch (params.dtype) {
+    case DType::float32:
+      SoftmaxBlock<float, Histogram, false>(params, scale, histogram).run(begin, end);
+      break;
+    case DType::float64:
+      SoftmaxBlock<double, Histogram, false>(params, scale, histogram).run(begin, end);
+      break;
+    case DType::bfloat16:
+      SoftmaxBlock<bfloat16, Histogram, false>(params, scale, histogram).run(begin, end);
+      break;
+    case DType::float16:
+      SoftmaxBlock<float16, Histogram, false>(params, scale, histogram).run(begin, end);
+      break;
+  }
+}

@@ -1,0 +1,54 @@
+"""Cross entropy, focal loss and GHM-C for PyTorch, loss and gradient in one fused pass.
+
+>>> import torch, fastloss
+>>> logits = torch.randn(6400, 11, requires_grad=True)
+>>> target = torch.randint(11, (6400,))
+>>> fastloss.focal_loss(logits, target, gamma=2.0).backward()
+"""
+
+try:
+    from . import _C
+except ImportError as error:
+    raise ImportError(
+        f"fastloss's compiled library cannot be loaded ({error}); build it with 'pip install .' in the folder of the "
+        "sources (or 'pip install --no-build-isolation -e .' to work on them). It needs torch >= 2.13."
+    ) from error
+
+from . import reference
+from .functional import (
+    cross_entropy,
+    focal_loss,
+    ghmc_loss,
+    gradient_norm_histogram,
+    sigmoid_focal_loss,
+    sigmoid_ghmc_loss,
+)
+from .modules import CrossEntropyLoss, FocalLoss, GHMCLoss, SigmoidFocalLoss, SigmoidGHMCLoss
+
+
+def build_info() -> dict:
+    """What was built and what was chosen: version, compiler, the torch ABI, CPU instruction sets built and in use.
+
+    >>> sorted(fastloss.build_info())
+    ['compiler', 'cpu_capabilities', 'cpu_capability', 'torch_abi', 'version']
+    """
+    return _C.build_info()
+
+
+__version__: str = build_info()["version"]
+
+__all__ = [
+    "CrossEntropyLoss",
+    "FocalLoss",
+    "GHMCLoss",
+    "SigmoidFocalLoss",
+    "SigmoidGHMCLoss",
+    "build_info",
+    "cross_entropy",
+    "focal_loss",
+    "ghmc_loss",
+    "gradient_norm_histogram",
+    "reference",
+    "sigmoid_focal_loss",
+    "sigmoid_ghmc_loss",
+]
