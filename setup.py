@@ -16,8 +16,8 @@ try:
     from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
 except ImportError:
     sys.exit(
-        "fastloss: building needs torch >= 2.13, which cannot be imported here; run 'pip install torch' first, or leave "
-        "out --no-build-isolation so that pip provides it."
+        "fastloss: building needs torch >= 2.13, which cannot be imported here; run 'pip install torch' first, or "
+        "leave out --no-build-isolation so that pip provides it."
     )
 
 VERSION = re.search(r'^version = "(.*)"', Path("pyproject.toml").read_text(), re.M).group(1)
@@ -27,8 +27,8 @@ COMPILER = os.environ.get("CXX", "c++")
 def compiler_version():
     if shutil.which(COMPILER) is None:
         sys.exit(
-            f"fastloss: building needs a C++20 compiler, but '{COMPILER}' was not found; install g++ >= 11 or clang >= 14 "
-            "(Debian, Ubuntu: apt-get install g++), or set CXX."
+            f"fastloss: building needs a C++20 compiler, but '{COMPILER}' was not found; install g++ >= 11 or "
+            "clang >= 14 (Debian, Ubuntu: apt-get install g++), or set CXX."
         )
     return subprocess.run([COMPILER, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
 

@@ -5,7 +5,8 @@
 // A new loss is one struct here and one line in each schedule's list of losses.
 //
 // Host and device, no torch. V is a float or double, or a SIMD vector of csrc/cpu/lanes.h; hence select for ?:. The CPU
-// compiles this file once per instruction set, each in its own FASTLOSS_NAMESPACE, where the vectors' pow and select are.
+// compiles this file once per instruction set, each in its own FASTLOSS_NAMESPACE, where the vectors' pow and select
+// are.
 #pragma once
 
 #include <cmath>
@@ -25,6 +26,8 @@
 
 namespace FASTLOSS_NAMESPACE {
 
+using std::exp;
+using std::log1p;
 using std::pow;
 
 template <class V>
@@ -78,6 +81,70 @@ struct Focal {
     return {factor * bce, factor * (p - t + gamma * bce * p * (1 - p) * (1 - 2 * t) / q)};
   }
 };
+
+// ---- sigmoid: one yes/no decision a logit
+
+// Label 1 or 0 gives z = x or -x; a soft target is taken for 0.
+template <class V>
+struct Decision {
+  V nll;       // softplus(-z); for a soft target the binary cross entropy
+  V p, q;      // sigmoid(z), sigmoid(-z)
+  V positive;  // sigmoid(x)
+};
+
+// soft: target may be neither 0 nor 1; the same for all lanes of a vector.
+template <class V>
+FASTLOSS_HD Decision<V> decide(V x, V target, bool soft) {
+  V z = select(target == 1, x, -x);
+  V e = exp(select(z > 0, -z, z));  // of -|z|, in (0, 1]
+  V inverse = 1 / (1 + e);
+  V small = e * inverse;
+  V p = select(z > 0, inverse, small);
+  V q = select(z > 0, small, inverse);
+  V nll = select(z > 0, V{} + 0, -z) + log1p(e);
+  // bce = softplus(x) - x t, and a soft target was taken for 0.
+  if (soft) nll = select((target == 0) | (target == 1), nll, nll - x * target);
+  return {nll, p, q, select(target == 1, p, q)};
+}
+
+// |sigmoid(x) - t|, what GHM-C's bins are over.
+template <class V>
+FASTLOSS_HD V gradient_norm(const Decision<V>& d, V target) {
+  V difference = d.positive - target;
+  V norm = select(difference < 0, -difference, difference);
+  return select((target == 1) | (target == 0), d.q, norm);
+}
+
+// The sigmoid losses: here the slope is with respect to x. GHM-C is beta times the cross entropy.
+struct SigmoidCrossEntropy {
+  template <class V>
+  FASTLOSS_HD ValueSlope<V> operator()(const Decision<V>& d, V target, bool /*soft*/) const {
+    return {d.nll, d.positive - target};
+  }
+};
+
+template <class S>
+struct SigmoidFocal {
+  Focal<S> focal;
+
+  template <class V>
+  FASTLOSS_HD ValueSlope<V> operator()(const Decision<V>& d, V target, bool soft) const {
+    ValueSlope<V> f = focal(d.nll, d.p, d.q);
+    f.slope = select(target == 1, -d.q, d.q) * f.slope;
+    if (soft) {
+      ValueSlope<V> s = focal.soft(d.nll, d.positive, target);
+      auto hard = (target == 1) | (target == 0);
+      f = {select(hard, f.value, s.value), select(hard, f.slope, s.slope)};
+    }
+    return f;
+  }
+};
+
+// The weight of a decision under sigmoid focal loss's alpha >= 0: that of class 1; class 0 has the rest.
+template <class V, class S>
+FASTLOSS_HD V class_balance(V target, S alpha) {
+  return alpha * target + (1 - alpha) * (1 - target);
+}
 
 // GHM-C (Li et al. 2019, section 3.2): beta[bin] * nll, beta constant. The schedule looks beta up by ghm_bin(q).
 template <class S>

@@ -84,8 +84,9 @@ void check_no_overlap(const Tensor& grad) {
   int64_t span = 1;
   for (auto [stride, size] : dims) {
     if (stride < span) {
-      refuse("input has elements that share memory (an expanded tensor?), so its gradient cannot be written over it; "
-             "call contiguous() on it, or set inplace_backward=False.");
+      refuse(
+          "input has elements that share memory (an expanded tensor?), so its gradient cannot be written over it; "
+          "call contiguous() on it, or set inplace_backward=False.");
     }
     span += stride * (size - 1);
   }
@@ -159,8 +160,8 @@ SoftmaxCall::SoftmaxCall(Loss kind, const Tensor& input, const Tensor& target_, 
     params.N *= input.size(d);
   }
   if (!same_sizes(target.sizes(), decisions)) {
-    refuse("target has shape ", shape_of(target), ", but should be ", shape_of(decisions),
-           ": input's shape ", shape_of(input), " without its class dimension.");
+    refuse("target has shape ", shape_of(target), ", but should be ", shape_of(decisions), ": input's shape ",
+           shape_of(input), " without its class dimension.");
   }
   params.target_is_int64 = target.scalar_type() == ScalarType::Long;
   if (!params.target_is_int64 && target.scalar_type() != ScalarType::Int) {
@@ -257,7 +258,8 @@ GhmState check_ghm(const Tensor& input, int64_t bins, double momentum, const std
   state.training = training;
   if (momentum == 0) return state;
   if (!running_histogram || !num_updates) {
-    refuse("momentum is ", momentum, ", so running_histogram and num_updates should be tensors of shape (", bins, ",).");
+    refuse("momentum is ", momentum, ", so running_histogram and num_updates should be tensors of shape (", bins,
+           ",).");
   }
   auto check_state = [&](const char* name, const Tensor& tensor, ScalarType dtype) {
     if (tensor.dim() != 1 || tensor.size(0) != bins || tensor.scalar_type() != dtype || !tensor.is_contiguous()) {

@@ -35,8 +35,8 @@ struct SoftmaxCall {
 struct SigmoidCall {
   SigmoidParams params{};
   Tensor loss, input, target;
-  OptionalTensor mask, grad;         // grad is contiguous
-  OptionalTensor noncontiguous_grad; // where it has to be copied to in the end
+  OptionalTensor mask, grad;          // grad is contiguous
+  OptionalTensor noncontiguous_grad;  // where it has to be copied to in the end
 
   SigmoidCall(Loss kind, const Tensor& input, const Tensor& target, const OptionalTensor& mask,
               const OptionalTensor& grad, const std::string& reduction);
@@ -75,9 +75,9 @@ Tensor focal_loss(const Tensor& input, const OptionalTensor& grad, const Tensor&
 template <class Device>
 std::tuple<Tensor, Tensor> ghmc_loss(const Tensor& input, const OptionalTensor& grad, const Tensor& target,
                                      const OptionalTensor& running_histogram, const OptionalTensor& num_updates,
-                                     int64_t bins, double momentum, const std::string& normalizer,
-                                     bool bias_correction, bool training, int64_t ignore_index,
-                                     const std::string& reduction, double grad_scale) {
+                                     int64_t bins, double momentum, const std::string& normalizer, bool bias_correction,
+                                     bool training, int64_t ignore_index, const std::string& reduction,
+                                     double grad_scale) {
   SoftmaxCall call(Loss::ghmc, input, target, std::nullopt, grad, ignore_index, reduction);
   call.params.ghm =
       check_ghm(input, bins, momentum, normalizer, bias_correction, training, running_histogram, num_updates);

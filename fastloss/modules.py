@@ -68,9 +68,7 @@ class FocalLoss(_Loss):
         reduction: str = "mean",
         inplace_backward: bool = False,
     ):
-        super().__init__(
-            gamma=gamma, ignore_index=ignore_index, reduction=reduction, inplace_backward=inplace_backward
-        )
+        super().__init__(gamma=gamma, ignore_index=ignore_index, reduction=reduction, inplace_backward=inplace_backward)
         self.register_buffer("weight", weight)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:

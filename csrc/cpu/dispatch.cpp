@@ -185,7 +185,7 @@ struct Cpu {
     }
     SoftmaxScale scale{params.grad_scale / (params.reduction == Reduction::mean ? denominator : 1.0), 0};
     for (int64_t c = 0; params.label_smoothing > 0 && c < params.C; ++c) {
-      scale.class_weights += !params.weight                     ? 1
+      scale.class_weights += !params.weight                   ? 1
                              : params.dtype == DType::float64 ? static_cast<const double*>(params.weight)[c]
                                                               : static_cast<const float*>(params.weight)[c];
     }

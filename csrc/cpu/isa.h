@@ -6,6 +6,6 @@ namespace FASTLOSS_NAMESPACE {
 }
 #include "../losses.h"
 namespace FASTLOSS_NAMESPACE {
-#include "softmax_loss.h"
 #include "sigmoid_loss.h"
-}
+#include "softmax_loss.h"
+}  // namespace FASTLOSS_NAMESPACE

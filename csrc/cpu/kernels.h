@@ -14,12 +14,12 @@ struct SoftmaxScale {
   double class_weights;  // sum_k w_k, for label smoothing
 };
 
-#define FASTLOSS_DECLARE_ISA(isa)                                                                   \
-  namespace isa {                                                                                   \
-  double softmax_block(const SoftmaxParams&, const SoftmaxScale&, int64_t begin, int64_t end);       \
-  void softmax_histogram_block(const SoftmaxParams&, int64_t begin, int64_t end, int64_t* counts);   \
-  double sigmoid_block(const SigmoidParams&, double gradient_scale, int64_t begin, int64_t end);     \
-  void sigmoid_histogram_block(const SigmoidParams&, int64_t begin, int64_t end, int64_t* counts);   \
+#define FASTLOSS_DECLARE_ISA(isa)                                                                  \
+  namespace isa {                                                                                  \
+  double softmax_block(const SoftmaxParams&, const SoftmaxScale&, int64_t begin, int64_t end);     \
+  void softmax_histogram_block(const SoftmaxParams&, int64_t begin, int64_t end, int64_t* counts); \
+  double sigmoid_block(const SigmoidParams&, double gradient_scale, int64_t begin, int64_t end);   \
+  void sigmoid_histogram_block(const SigmoidParams&, int64_t begin, int64_t end, int64_t* counts); \
   }
 FASTLOSS_DECLARE_ISA(baseline)
 FASTLOSS_DECLARE_ISA(avx2)

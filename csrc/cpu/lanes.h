@@ -185,7 +185,7 @@ FASTLOSS_LANE_FN f32 widen(u16 x, bfloat16) { return float_of(__builtin_convertv
 
 FASTLOSS_LANE_FN u16 narrow(f32 x, bfloat16) {
   i32 b = bits_of(x);
-  i32 rounded = (b + (0x7fff + ((b >> 16) & 1))) >> 16;  // to nearest, ties to even
+  i32 rounded = (b + (0x7fff + ((b >> 16) & 1))) >> 16;                      // to nearest, ties to even
   return __builtin_convertvector(x == x ? rounded : (b >> 16) | 0x40, u16);  // a nan stays a nan
 }
 

@@ -1,72 +1,21 @@
-// Sigmoid losses on the CPU: loss and gradient of a block of independent yes/no decisions in one pass. Included per ISA.
+// Sigmoid losses on the CPU: loss and gradient of a block of independent yes/no decisions in one pass. Included per
+// ISA.
 //
-// Fused: one exponential a logit, from which come p, q and nll of the target, f and f', and the gradient. Input, target,
-// mask, loss and gradient are walked in step; each element is read before it is written, so the gradient may overwrite
-// the logits.
-
-// What the loss of one decision needs to know: label 1 or 0 gives z = x or -x.
-template <class V>
-struct Decision {
-  V nll;       // softplus(-z); for a soft target the binary cross entropy
-  V p, q;      // sigmoid(z), sigmoid(-z)
-  V positive;  // sigmoid(x)
-};
-
-template <class V>
-FASTLOSS_LANE_FN Decision<V> decide(V x, V target) {
-  V z = select(target == 1, x, -x);
-  V e = exp(select(z > 0, -z, z));  // of -|z|, in (0, 1]
-  V inverse = 1 / (1 + e);
-  V small = e * inverse;
-  V p = select(z > 0, inverse, small);
-  V q = select(z > 0, small, inverse);
-  V nll = select(z > 0, V{}, -z) + log1p(e);
-  return {nll, p, q, select(target == 1, p, q)};
-}
-
-// ---- losses of W decisions: value, and slope with respect to x
-
-template <class S>
-struct SigmoidCrossEntropyLoss {
-  template <class V>
-  ValueSlope<V> operator()(const Decision<V>& d, V target, bool /*soft*/) const {
-    return {d.nll, d.positive - target};
-  }
-};
-
-template <class S>
-struct SigmoidFocalLoss {
-  Focal<S> focal;
-  template <class V>
-  ValueSlope<V> operator()(const Decision<V>& d, V target, bool soft) const {
-    ValueSlope<V> f = focal(d.nll, d.p, d.q);
-    f.slope = select(target == 1, -d.q, d.q) * f.slope;
-    if (soft) {
-      ValueSlope<V> s = focal.soft(d.nll, d.positive, target);
-      auto hard = (target == 1) | (target == 0);
-      f = {select(hard, f.value, s.value), select(hard, f.slope, s.slope)};
-    }
-    return f;
-  }
-};
-
-template <class V>
-FASTLOSS_LANE_FN V gradient_norm(const Decision<V>& d, V target) {
-  V difference = d.positive - target;
-  V norm = select(difference < 0, -difference, difference);
-  return select((target == 1) | (target == 0), d.q, norm);
-}
+// Fused: one exponential a logit, from which come p, q and nll of the target, f and f', and the gradient. Input,
+// target, mask, loss and gradient are walked in step; each element is read before it is written, so the gradient may
+// overwrite the logits.
 
 template <class S>
 struct SigmoidGhmcLoss {
   const double* bin_weight;  // [bins]
   int32_t bins;
   template <class V>
-  ValueSlope<V> operator()(const Decision<V>& d, V target, bool /*soft*/) const {
+  ValueSlope<V> operator()(const Decision<V>& d, V target, bool soft) const {
     V norm = gradient_norm(d, target);
     V beta;
     for (int lane = 0; lane < W; ++lane) beta[lane] = S(bin_weight[ghm_bin(norm[lane], bins)]);
-    return {beta * d.nll, beta * (d.positive - target)};
+    ValueSlope<V> f = SigmoidCrossEntropy{}(d, target, soft);
+    return {beta * f.value, beta * f.slope};
   }
 };
 
@@ -99,14 +48,7 @@ struct SigmoidLoad {
     return count == W ? load(source) : load_first(source, count);
   }
 
-  Decision<V> decision() const {
-    Decision<V> d = decide(logits, target);
-    if (soft) {
-      // bce = softplus(x) - x t; decide took a soft target for 0, so nll is softplus(x).
-      d.nll = select((target == 0) | (target == 1), d.nll, d.nll - logits * target);
-    }
-    return d;
-  }
+  Decision<V> decision() const { return decide(logits, target, soft); }
 };
 
 template <class T, class LossOf>
@@ -124,7 +66,7 @@ inline double sigmoid_run(const SigmoidParams& params, double gradient_scale, Lo
     SigmoidLoad<T> in(params, i, count);
     ValueSlope<V> f = loss_of(in.decision(), in.target, in.soft);
     if (params.alpha >= 0) {
-      V balance = alpha * in.target + (1 - alpha) * (1 - in.target);
+      V balance = class_balance(in.target, alpha);
       f = {balance * f.value, balance * f.slope};
     }
     V value = select(in.valid, f.value, V{});
@@ -147,8 +89,8 @@ inline double sigmoid_block_of(const SigmoidParams& params, double scale, int64_
   if (params.kind == Loss::ghmc) {
     return sigmoid_run<T>(params, scale, SigmoidGhmcLoss<S>{params.bin_weight, params.ghm.bins}, begin, end);
   }
-  if (params.gamma == 0) return sigmoid_run<T>(params, scale, SigmoidCrossEntropyLoss<S>{}, begin, end);
-  return sigmoid_run<T>(params, scale, SigmoidFocalLoss<S>{{S(params.gamma)}}, begin, end);
+  if (params.gamma == 0) return sigmoid_run<T>(params, scale, SigmoidCrossEntropy{}, begin, end);
+  return sigmoid_run<T>(params, scale, SigmoidFocal<S>{{S(params.gamma)}}, begin, end);
 }
 
 // Loss and gradient of decisions [begin, end); the sum of their losses.

@@ -203,9 +203,9 @@ struct SoftmaxBlock {
 
   const SoftmaxParams& params;
   const LossOf loss_of;
-  const S scale;           // of the gradient: grad_scale / denominator
-  const S class_weights;   // sum_k w_k
-  const S smooth;          // label_smoothing / C
+  const S scale;                                           // of the gradient: grad_scale / denominator
+  const S class_weights;                                   // sum_k w_k
+  const S smooth;                                          // label_smoothing / C
   const S* weight = static_cast<const S*>(params.weight);  // [C] or null
   const T* input = static_cast<const T*>(params.input);
   T* grad = static_cast<T*>(params.grad);
@@ -247,9 +247,7 @@ struct SoftmaxBlock {
   }
 
   // Returns the sum of the losses of decisions [begin, end), or writes them where reduction is none.
-  double run(int64_t begin, int64_t end) const {
-    return runs_rows(params) ? rows(begin, end) : tiles(begin, end);
-  }
+  double run(int64_t begin, int64_t end) const { return runs_rows(params) ? rows(begin, end) : tiles(begin, end); }
 
   // ---- tile: W decisions at a time
 
