@@ -1,0 +1,285 @@
+// What the CUDA kernels share: storage types and 16-byte accesses, ordered sums, histograms, and the scratch memory
+// through which the launches of one call talk to each other.
+//
+// Kernels are templates over plain pointers and structs; launchers are host functions of (params, workspace, stream) that
+// return a cudaError_t and never synchronise. No torch here, so that all of it also runs in an emulator.
+//
+// Sums are the same bits from run to run: each block adds its own in a fixed order, and the block that finishes last
+// adds the blocks' sums in a fixed order. The only atomics are on integers, whose order does not matter.
+//
+// The entry points:
+//   softmax_launch.cuh  size_t softmax_workspace_bytes(const SoftmaxParams&)
+//                       cudaError_t launch_softmax_loss(const SoftmaxParams&, void* workspace, cudaStream_t)
+//                       cudaError_t launch_softmax_histogram(const SoftmaxParams&, int64_t* counts, void* workspace,
+//                                                            cudaStream_t)
+//   scale_gradient.cuh  cudaError_t launch_scale_gradient(const ScaleParams&, cudaStream_t)
+//                       the gradient in place times grad_output, a number on the device or one for each decision
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "../losses.h"
+#include "../params.h"
+
+namespace fastloss {
+
+// ---- storage (T) and computation (Compute<T>)
+
+template <class T>
+struct ComputeOf {
+  using type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+template <class T>
+using Compute = typename ComputeOf<T>::type;
+
+__device__ __forceinline__ float to_compute(float x) { return x; }
+__device__ __forceinline__ double to_compute(double x) { return x; }
+__device__ __forceinline__ float to_compute(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_compute(__half x) { return __half2float(x); }
+
+// Rounds to nearest even, once.
+template <class T>
+__device__ __forceinline__ T to_storage(Compute<T> x) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return __float2bfloat16_rn(x);
+  } else if constexpr (std::is_same_v<T, __half>) {
+    return __float2half_rn(x);
+  } else {
+    return x;
+  }
+}
+
+// 16 bytes of elements: one load or store of a thread.
+template <class T>
+struct alignas(16) Pack {
+  static constexpr int kSize = 16 / sizeof(T);
+  T at[kSize];
+};
+
+// p is 16-byte aligned. Through uint4, so that it is one instruction for every T. Not the read-only path: the gradient
+// may be the input.
+template <class T>
+__device__ __forceinline__ Pack<T> load_pack(const T* p) {
+  union {
+    uint4 raw;
+    Pack<T> pack;
+  } u;
+  u.raw = *reinterpret_cast<const uint4*>(p);
+  return u.pack;
+}
+
+template <class T>
+__device__ __forceinline__ void store_pack(T* p, const Pack<T>& pack) {
+  *reinterpret_cast<uint4*>(p) = *reinterpret_cast<const uint4*>(&pack);
+}
+
+__device__ __forceinline__ bool same_alignment(const void* a, const void* b) {
+  return ((reinterpret_cast<uintptr_t>(a) ^ reinterpret_cast<uintptr_t>(b)) & 15) == 0;
+}
+
+// Cuts elements [0, count) at `at` into aligned 16-byte packs and the elements before and after them:
+//   for (i < packs) access pack(i) .. pack(i) + Pack<T>::kSize - 1;  for (i < scalars) access scalar(i)
+// Without `vectorize` all are scalars: for two buffers that are not aligned alike.
+template <class T, class Index>
+struct Split {
+  Index head, packs, scalars;
+
+  __device__ Split(const T* at, Index count, bool vectorize) {
+    constexpr Index size = Pack<T>::kSize;
+    Index before = Index((16 - (reinterpret_cast<uintptr_t>(at) & 15)) % 16 / sizeof(T));
+    head = vectorize ? (before < count ? before : count) : count;
+    packs = (count - head) / size;
+    scalars = count - packs * size;
+  }
+  __device__ Index pack(Index i) const { return head + i * Pack<T>::kSize; }
+  __device__ Index scalar(Index i) const { return i < head ? i : i + packs * Pack<T>::kSize; }
+};
+
+// ---- mathematics that losses.h leaves to the device
+
+// 1 - p for p = exp(-nll), without the cancellation at p near 1.
+template <class S>
+__device__ __forceinline__ S one_minus_p(S nll) {
+  return -expm1(-nll);
+}
+
+template <class S>
+struct GhmcLoss {
+  const double* bin_weight;  // [bins]
+  int32_t bins;
+  __device__ ValueSlope<S> operator()(S nll, S /*p*/, S q) const {
+    S beta = S(bin_weight[ghm_bin(q, bins)]);
+    return {beta * nll, beta};
+  }
+};
+
+// ---- scratch memory
+
+// Grids are capped, so that there is a bound on the partial sums; blocks then loop. The caps do not depend on the GPU:
+// nor do the sums.
+constexpr int kMaxBlocks = 8192;
+constexpr int kMaxCountBlocks = 256;
+
+// In the caller's workspace, uninitialised at first: the first kernel of a call that needs it calls reset_scratch. The
+// histogram, counts [bins], follows it.
+struct Scratch {
+  double loss[kMaxBlocks];                // of each block
+  double target_weight[kMaxCountBlocks];  // of each block of count_targets
+  double class_weights;                   // sum_k w_k
+  double num_decisions;                   // in the histogram
+  uint32_t loss_ticket;
+  uint32_t histogram_ticket;
+
+  // Atomics have no signed 64-bit addition; counts are never negative. 64 bits: there may be 2^32 decisions.
+  __host__ __device__ unsigned long long* counts() { return reinterpret_cast<unsigned long long*>(this + 1); }
+};
+
+inline size_t scratch_bytes(int32_t bins) { return sizeof(Scratch) + size_t(bins) * sizeof(unsigned long long); }
+
+// Called by every thread of a kernel.
+__device__ inline void reset_scratch(Scratch* scratch, int32_t bins) {
+  int32_t first = blockIdx.x * blockDim.x + threadIdx.x;  // grids are capped: no overflow
+  for (int32_t b = first; b < bins; b += gridDim.x * blockDim.x) scratch->counts()[b] = 0;
+  if (first == 0) scratch->loss_ticket = scratch->histogram_ticket = 0;
+}
+
+// ---- ordered sums
+
+// Sum of every thread's value, in thread 0 (the others get rubbish). In double: thousands of losses are added, and it
+// holds integers up to 2^53 exactly. Called by all threads of the block, a whole number of warps.
+__device__ inline double block_sum(double value) {
+  __shared__ double warp_sums[32];
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(0xffffffff, value, offset);
+  if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = value;
+  __syncthreads();  // warp_sums is complete
+  if (threadIdx.x == 0) {
+    value = 0;
+    for (int warp = 0; warp < int(blockDim.x) / 32; ++warp) value += warp_sums[warp];
+  }
+  __syncthreads();  // warp_sums may be written again
+  return value;
+}
+
+// Whether this block is the last of the grid to come here; if so, it sees what the others wrote before.
+__device__ inline bool is_last_block(uint32_t* ticket) {
+  __shared__ bool last;
+  __threadfence();  // what this thread wrote is visible before the ticket is
+  __syncthreads();  // every thread has fenced
+  if (threadIdx.x == 0) last = atomicAdd(ticket, 1u) == gridDim.x - 1;  // integer: who is last may differ, no sum does
+  __syncthreads();  // last is written
+  if (last) __threadfence();  // reads after the ticket
+  return last;
+}
+
+// Adds partials [count] in a fixed order; the sum is in thread 0. Past the L1 cache: other blocks wrote them.
+__device__ inline double ordered_sum(const double* partials, int count) {
+  double sum = 0;
+  for (int i = threadIdx.x; i < count; i += blockDim.x) sum += __ldcg(partials + i);
+  return block_sum(sum);
+}
+
+// Adds the threads' losses over the grid and writes loss [1], divided by the denominator. Called once by every thread.
+template <class S>
+__device__ void reduce_loss(double value, double denominator, Scratch* scratch, S* loss) {
+  double sum = block_sum(value);
+  if (threadIdx.x == 0) scratch->loss[blockIdx.x] = sum;
+  if (!is_last_block(&scratch->loss_ticket)) return;
+  sum = ordered_sum(scratch->loss, gridDim.x);
+  if (threadIdx.x == 0) *loss = S(sum / denominator);
+}
+
+// ---- histograms
+
+// Counts in shared memory, then adds the block's counts to the scratch's. Few bins are kept in up to 32 copies, one for
+// each lane: most decisions fall into the same bin, and lanes that hit one address wait for each other.
+struct BlockHistogram {
+  static constexpr int kEntries = 2048;
+
+  uint32_t* shared;            // [bins, copies]; 32 bits: a block never sees 2^32 decisions between two flushes
+  unsigned long long* counts;  // [bins]
+  int32_t bins;
+  int32_t copies;  // a power of two; 0: too many bins, counted in global memory
+
+  // storage: shared memory of kEntries. Called by all threads, as is flush.
+  __device__ BlockHistogram(uint32_t* storage, Scratch* scratch, int32_t num_bins)
+      : shared(storage), counts(scratch->counts()), bins(num_bins), copies(32) {
+    while (bins * copies > kEntries) copies /= 2;
+    for (int i = threadIdx.x; i < bins * copies; i += blockDim.x) shared[i] = 0;
+    __syncthreads();  // zeroed before anything is added
+  }
+
+  __device__ void add(int32_t bin) const {
+    if (copies > 0) {
+      atomicAdd(shared + bin * copies + (threadIdx.x & (copies - 1)), 1u);
+    } else {
+      atomicAdd(counts + bin, 1ull);
+    }
+  }
+
+  __device__ void flush() const {
+    __syncthreads();  // everything is added
+    for (int b = threadIdx.x; copies > 0 && b < bins; b += blockDim.x) {
+      uint32_t sum = 0;
+      for (int copy = 0; copy < copies; ++copy) sum += shared[b * copies + copy];
+      if (sum > 0) atomicAdd(counts + b, (unsigned long long)sum);
+    }
+  }
+};
+
+// beta of every bin and the running statistics, from the counts of the whole grid. Called by all threads of the block
+// that is_last_block(&scratch->histogram_ticket). Not inlined: once a call, and pow in double is long.
+__device__ __noinline__ inline void finish_histogram(const GhmState& state, Scratch* scratch, double* bin_weight) {
+  __shared__ double shared_total, shared_nonempty;
+  double total = 0, nonempty = 0;
+  for (int b = threadIdx.x; b < state.bins; b += blockDim.x) {
+    unsigned long long count = __ldcg(scratch->counts() + b);
+    total += double(count);
+    nonempty += count > 0;
+  }
+  total = block_sum(total);
+  nonempty = block_sum(nonempty);
+  if (threadIdx.x == 0) {
+    shared_total = scratch->num_decisions = total;
+    shared_nonempty = nonempty;
+  }
+  __syncthreads();  // the totals are written
+  for (int b = threadIdx.x; b < state.bins; b += blockDim.x) {
+    bin_weight[b] = ghm_bin_weight(state, b, int64_t(__ldcg(scratch->counts() + b)), int64_t(shared_total),
+                                   int32_t(shared_nonempty));
+  }
+}
+
+// ---- launching
+
+// Calls f with a value of the storage type.
+template <class F>
+cudaError_t with_storage(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::float32:
+      return f(float{});
+    case DType::float64:
+      return f(double{});
+    case DType::bfloat16:
+      return f(__nv_bfloat16{});
+    case DType::float16:
+      return f(__half{});
+  }
+  return cudaErrorInvalidValue;
+}
+
+// Blocks for `work` items at `per_block` each: at least one, so that an empty batch still has its loss written.
+inline int num_blocks(int64_t work, int64_t per_block, int max_blocks) {
+  return int(std::clamp<int64_t>((work + per_block - 1) / per_block, 1, max_blocks));
+}
+
+}  // namespace fastloss
