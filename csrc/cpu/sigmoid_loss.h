@@ -1,5 +1,4 @@
-// Sigmoid losses on the CPU: loss and gradient of a block of independent yes/no decisions in one pass. Included per
-// ISA.
+// Sigmoid losses on the CPU: loss and gradient of a block of yes/no decisions in one pass. Included per ISA.
 //
 // Fused: one exponential a logit, from which come p, q and nll of the target, f and f', and the gradient. Input,
 // target, mask, loss and gradient are walked in step; each element is read before it is written, so the gradient may
