@@ -1,0 +1,156 @@
+"""The command as a user types it: every subcommand, and one sentence with exit code 2 for what is wrong."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastloss
+from fastloss.ner import cli
+from fastloss.ner.data import read_corpus
+from fastloss.ner.synthetic import generate
+
+FAST = ("--layers", "1", "--hidden", "32", "--epochs", "1", "--batch-size", "16")
+
+
+def run(*arguments):
+    cli.main([str(argument) for argument in arguments])
+
+
+def refused(capsys, *arguments):
+    """Runs a command that should be refused and returns its one sentence."""
+    with pytest.raises(SystemExit) as error:
+        run(*arguments)
+    assert error.value.code == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def model(small_directory, tmp_path_factory):
+    out = tmp_path_factory.mktemp("model")
+    run("train", "--loss", "focal", "--data", small_directory, "--out", out, *FAST)
+    return out
+
+
+def test_compare_prints_the_table_and_writes_the_report(small_directory, tmp_path, capsys):
+    run("compare", "--data", small_directory, "--out", tmp_path / "a report", *FAST)
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[2:6]] == ["ce", "lsr", "focal", "ghmc"]
+    assert sum("epoch 1/1" in line for line in err.splitlines()) == 4
+    assert lines[-1] == f"Report: {tmp_path / 'a report' / 'report.md'}"
+    assert (tmp_path / "a report" / "report.md").is_file()
+    run("compare", "--data", small_directory, "--out", tmp_path / "a report", "--resume", *FAST)
+    again, err = capsys.readouterr()
+    assert again == out
+    assert "epoch" not in err and err.count("kept from") == 4
+
+
+def test_train_saves_a_model_that_evaluate_scores_the_same(small_directory, tmp_path, capsys):
+    run("train", "--data", small_directory, "--out", tmp_path, *FAST, "--epochs", 3)
+    trained = capsys.readouterr().out.splitlines()
+    assert trained[-1] == f"Model: {tmp_path}"
+    run("evaluate", tmp_path, "--data", small_directory)
+    assert capsys.readouterr().out.splitlines() == trained[:-1]
+    assert len(trained) == 13
+
+
+def test_predict_answers_every_line_in_cluener_format(model, tmp_path, capsys, monkeypatch):
+    texts = ["王小明在北京。", "有\u2028分隔", "x" * 300]
+    expected = [json.dumps(text, ensure_ascii=False) for text in texts]
+    raw = ("\ufeff" + "\n\n".join(texts) + "\n").encode()
+    (tmp_path / "lines.txt").write_bytes(raw)
+    run("predict", model, tmp_path / "lines.txt")
+    from_file = capsys.readouterr().out
+    assert [json.dumps(json.loads(x)["text"], ensure_ascii=False) for x in from_file.split("\n")[:-1]] == expected
+    (tmp_path / "train.json").write_text(from_file, encoding="utf-8")
+    (tmp_path / "dev.json").write_text(from_file, encoding="utf-8")
+    assert len(read_corpus(tmp_path).dev) == 3
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+    run("predict", model)
+    assert capsys.readouterr().out == from_file
+    run("predict", model, tmp_path / "dev.json")
+    assert capsys.readouterr().out == from_file
+
+
+def test_data_prints_counts_and_writes_what_it_reads(tmp_path, capsys):
+    run("data", "--write", tmp_path)
+    builtin = capsys.readouterr().out
+    assert builtin.splitlines()[0].split() == [*cli.TYPES, "all"]
+    assert read_corpus(tmp_path) == generate()
+    run("data", "--data", tmp_path)
+    assert capsys.readouterr().out == builtin
+
+
+def test_data_prints_the_published_counts_of_cluener(cluener, capsys):
+    run("data", "--data", cluener)
+    rows = [line.split()[-11:] for line in capsys.readouterr().out.splitlines()[1:5]]
+    assert [row[-1] for row in rows] == ["23338", "23971", "2982", "3072"]
+    assert rows[0][:3] == ["2829", "1131", "2897"]
+
+
+def test_info_prints_every_entry(capsys):
+    run("info")
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == len(fastloss.build_info())
+    assert fastloss.__version__ in out
+
+
+def test_python_m_fastloss_is_the_command():
+    root = Path(fastloss.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-m", "fastloss", "info"], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0 and fastloss.__version__ in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "nowhere"], "nowhere is not a directory"),
+        (["compare", "--encoder", "no/such/model"], '"no/such/model" cannot be loaded'),
+        (["compare", "--bf16", "--fp16"], "--bf16 and --fp16 are both given"),
+        (["compare", "--hidden", "100"], "--hidden is 100, but it should be a multiple of 32"),
+        (["compare", "--max-length", "3"], "--max-length is 3, but it should be at least 8"),
+        (["compare", "--epochs", "0"], "argument --epochs: 0 should be greater than 0"),
+        (["compare", "--epochs", "x"], "argument --epochs: invalid"),
+        (["compare", "--learning-rate", "nan"], "argument --learning-rate: nan should be greater than 0"),
+        (["compare", "--losses", "hinge"], "argument --losses: invalid choice: 'hinge'"),
+        (["data", "--label-noise", "1.5"], "1.5 should be at least 0 and below 1"),
+        (["evaluate", "nowhere"], "nowhere holds no config.json"),
+        (["predict", "nowhere"], "nowhere holds no config.json"),
+        ([], "the following arguments are required: command"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(arguments, message, capsys):
+    assert message in refused(capsys, *arguments)
+
+
+def test_a_wrong_input_file_is_one_sentence(model, small_directory, tmp_path, capsys):
+    assert "cannot be read: No such file" in refused(capsys, "predict", model, tmp_path / "nothing.txt")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    assert "is not UTF-8 text" in refused(capsys, "predict", model, tmp_path / "latin.txt")
+    (tmp_path / "train.json").write_text('{"text": "a", "label": {"name": {"b": [[0, 0]]}}}', "utf-8")
+    assert "train.json, line 1: the span [0, 0]" in refused(capsys, "data", "--data", tmp_path)
+    assert "for the builtin data only" in refused(capsys, "data", "--data", small_directory, "--label-noise", "0.1")
+
+
+def test_a_missing_extra_is_named_with_the_command_that_installs_it(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "EXTRA", ("numpy", "a_module_nobody_has"))
+    assert refused(capsys, "compare") == (
+        "fastloss: this command needs a_module_nobody_has: pip install 'fastloss[ner]'"
+    )
+
+
+def test_an_interruption_says_how_to_go_on(small_directory, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastloss.ner.compare.train", interrupted)
+    with pytest.raises(SystemExit) as error:
+        run("compare", "--data", small_directory)
+    assert error.value.code == 130
+    assert "--resume" in capsys.readouterr().err
