@@ -1,8 +1,8 @@
 // What the CUDA kernels share: storage types and 16-byte accesses, ordered sums, histograms, and the scratch memory
 // through which the launches of one call talk to each other.
 //
-// Kernels are templates over plain pointers and structs; launchers are host functions of (params, workspace, stream) that
-// return a cudaError_t and never synchronise. No torch here, so that all of it also runs in an emulator.
+// Kernels are templates over plain pointers and structs; launchers are host functions of (params, workspace, stream)
+// that return a cudaError_t and never synchronise. No torch here, so that all of it also runs in an emulator.
 //
 // Sums are the same bits from run to run: each block adds its own in a fixed order, and the block that finishes last
 // adds the blocks' sums in a fixed order. The only atomics are on integers, whose order does not matter.
@@ -156,14 +156,17 @@ __device__ inline void reset_scratch(Scratch* scratch, int32_t bins) {
 // ---- ordered sums
 
 // Sum of every thread's value, in thread 0 (the others get rubbish). In double: thousands of losses are added, and it
-// holds integers up to 2^53 exactly. Called by all threads of the block, a whole number of warps.
-__device__ inline double block_sum(double value) {
+// holds integers up to 2^53 exactly. Called by all threads of the block, a whole number of warps. Not inlined, here and
+// below: once or twice a block, and the size of the library is counted in kernels.
+__device__ __noinline__ inline double block_sum(double value) {
   __shared__ double warp_sums[32];
+#pragma unroll 1
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(0xffffffff, value, offset);
   if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = value;
   __syncthreads();  // warp_sums is complete
   if (threadIdx.x == 0) {
     value = 0;
+#pragma unroll 1
     for (int warp = 0; warp < int(blockDim.x) / 32; ++warp) value += warp_sums[warp];
   }
   __syncthreads();  // warp_sums may be written again
@@ -171,19 +174,20 @@ __device__ inline double block_sum(double value) {
 }
 
 // Whether this block is the last of the grid to come here; if so, it sees what the others wrote before.
-__device__ inline bool is_last_block(uint32_t* ticket) {
+__device__ __noinline__ inline bool is_last_block(uint32_t* ticket) {
   __shared__ bool last;
   __threadfence();  // what this thread wrote is visible before the ticket is
   __syncthreads();  // every thread has fenced
   if (threadIdx.x == 0) last = atomicAdd(ticket, 1u) == gridDim.x - 1;  // integer: who is last may differ, no sum does
-  __syncthreads();  // last is written
-  if (last) __threadfence();  // reads after the ticket
+  __syncthreads();                                                      // last is written
+  if (last) __threadfence();                                            // reads after the ticket
   return last;
 }
 
 // Adds partials [count] in a fixed order; the sum is in thread 0. Past the L1 cache: other blocks wrote them.
-__device__ inline double ordered_sum(const double* partials, int count) {
+__device__ __noinline__ inline double ordered_sum(const double* partials, int count) {
   double sum = 0;
+#pragma unroll 4
   for (int i = threadIdx.x; i < count; i += blockDim.x) sum += __ldcg(partials + i);
   return block_sum(sum);
 }
@@ -260,6 +264,9 @@ __device__ __noinline__ inline void finish_histogram(const GhmState& state, Scra
 }
 
 // ---- launching
+
+// What any kernel may have; more is asked for with cudaFuncSetAttribute.
+constexpr int kDefaultSharedBytes = 48 * 1024 - 1024;
 
 // Calls f with a value of the storage type.
 template <class F>
