@@ -1,6 +1,7 @@
-// The ops, for any device: arguments become the plain parameters of params.h, a device's kernels do the rest. A device
-// is a struct with softmax_loss, softmax_histogram and sigmoid_loss; its file ends in
-// STABLE_TORCH_LIBRARY_IMPL(fastloss, <key>, m) { register_losses<Device>(m); }.
+// The ops, for any device: arguments become the plain parameters of params.h, a device's kernels do the rest.
+//
+// A device is a struct with softmax_loss, softmax_histogram and sigmoid_loss. They take the parameters, and the input
+// for where it lies. Its file ends in STABLE_TORCH_LIBRARY_IMPL(fastloss, <key>, m) { register_losses<Device>(m); }.
 //
 // Only torch's stable ABI: what is built here loads with every torch from 2.13 on.
 #pragma once
@@ -57,7 +58,7 @@ Tensor cross_entropy(const Tensor& input, const OptionalTensor& grad, const Tens
   check_range("label_smoothing", label_smoothing, 0, 1);
   call.params.label_smoothing = label_smoothing;
   call.params.grad_scale = grad_scale;
-  Device::softmax_loss(call.params);
+  Device::softmax_loss(call.params, input);
   return call.loss;
 }
 
@@ -68,7 +69,7 @@ Tensor focal_loss(const Tensor& input, const OptionalTensor& grad, const Tensor&
   check_range("gamma", gamma, 0, 16);
   call.params.gamma = gamma;
   call.params.grad_scale = grad_scale;
-  Device::softmax_loss(call.params);
+  Device::softmax_loss(call.params, input);
   return call.loss;
 }
 
@@ -84,7 +85,7 @@ std::tuple<Tensor, Tensor> ghmc_loss(const Tensor& input, const OptionalTensor& 
   Tensor bin_weight = empty_like_device(input, bins, torch::headeronly::ScalarType::Double);
   call.params.bin_weight = static_cast<double*>(bin_weight.mutable_data_ptr());
   call.params.grad_scale = grad_scale;
-  Device::softmax_loss(call.params);
+  Device::softmax_loss(call.params, input);
   return {call.loss, bin_weight};
 }
 
@@ -93,7 +94,7 @@ Tensor gradient_norm_histogram(const Tensor& input, const Tensor& target, int64_
   SoftmaxCall call(Loss::ghmc, input, target, std::nullopt, std::nullopt, ignore_index, "sum");
   call.params.ghm = check_ghm(input, bins, 0, "nonempty", false, false, std::nullopt, std::nullopt);
   Tensor counts = empty_like_device(input, bins, torch::headeronly::ScalarType::Long);
-  Device::softmax_histogram(call.params, static_cast<int64_t*>(counts.mutable_data_ptr()));
+  Device::softmax_histogram(call.params, input, static_cast<int64_t*>(counts.mutable_data_ptr()));
   return counts;
 }
 
@@ -106,7 +107,7 @@ Tensor sigmoid_focal_loss(const Tensor& input, const OptionalTensor& grad, const
   call.params.alpha = alpha;
   call.params.gamma = gamma;
   call.params.grad_scale = grad_scale;
-  Device::sigmoid_loss(call.params);
+  Device::sigmoid_loss(call.params, input);
   call.finish();
   return call.loss;
 }
@@ -124,7 +125,7 @@ std::tuple<Tensor, Tensor> sigmoid_ghmc_loss(const Tensor& input, const Optional
   call.params.bin_weight = static_cast<double*>(bin_weight.mutable_data_ptr());
   call.params.alpha = -1;
   call.params.grad_scale = grad_scale;
-  Device::sigmoid_loss(call.params);
+  Device::sigmoid_loss(call.params, input);
   call.finish();
   return {call.loss, bin_weight};
 }

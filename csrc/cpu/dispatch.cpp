@@ -176,7 +176,7 @@ int64_t write_bin_weights(const GhmState& state, const std::vector<int64_t>& cou
 }  // namespace
 
 struct Cpu {
-  static void softmax_loss(const SoftmaxParams& params) {
+  static void softmax_loss(const SoftmaxParams& params, const Tensor& /*input*/) {
     double denominator = check_targets(params);
     const int64_t block_size = softmax_block_size(params);
     if (params.kind == Loss::ghmc) {
@@ -196,13 +196,13 @@ struct Cpu {
     write_loss(params, ordered_sum(sums) / (params.reduction == Reduction::mean ? denominator : 1.0));
   }
 
-  static void softmax_histogram(const SoftmaxParams& params, int64_t* counts) {
+  static void softmax_histogram(const SoftmaxParams& params, const Tensor& /*input*/, int64_t* counts) {
     check_targets(params);
     std::vector<int64_t> found = histogram(params, softmax_block_size(params), isa().softmax_histogram_block);
     std::copy(found.begin(), found.end(), counts);
   }
 
-  static void sigmoid_loss(const SigmoidParams& params) {
+  static void sigmoid_loss(const SigmoidParams& params, const Tensor& /*input*/) {
     double denominator = double(params.N);
     if (params.kind == Loss::ghmc) {
       std::vector<int64_t> counts = histogram(params, kSigmoidBlockSize, isa().sigmoid_histogram_block);
