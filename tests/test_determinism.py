@@ -1,0 +1,53 @@
+"""The same bits from run to run and at any number of CPU threads."""
+
+import pytest
+import torch
+from cases import DTYPES, SIGMOID_LOSSES, SOFTMAX_LOSSES, differentiate, make_sigmoid, make_softmax
+
+import fastloss
+
+LOSSES = {**SOFTMAX_LOSSES, **{"sigmoid_" + name: loss for name, loss in SIGMOID_LOSSES.items()}}
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def run(loss, x, target):
+    name, options, *_ = LOSSES[loss]
+    each = [differentiate(getattr(fastloss, name), x, target, reduction=r, **options) for r in ("mean", "sum", "none")]
+    tensors = [tensor for pair in each for tensor in pair]
+    return tensors if loss.startswith("sigmoid") else [*tensors, fastloss.gradient_norm_histogram(x, target)]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_any_number_of_threads(loss, threads):
+    for dtype in DTYPES:
+        for shape in [(5_003, 11), (3, 7, 20, 41), (60, 700), (3, 9_001)]:
+            threads(1)
+            x, target = (make_sigmoid if loss.startswith("sigmoid") else make_softmax)(shape, dtype)
+            expected = run(loss, x, target)
+            for count in (2, 3):
+                threads(count)
+                assert all(map(torch.equal, run(loss, x, target), expected)), (shape, dtype, count)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_run_to_run(loss, device):
+    x, target = (make_sigmoid if loss.startswith("sigmoid") else make_softmax)((5_003, 11), device=device)
+    expected = run(loss, x, target)
+    for _ in range(3):
+        assert all(map(torch.equal, run(loss, x, target), expected))
+
+
+def test_rows_do_not_depend_on_their_neighbours():
+    """A decision's loss and gradient have the same bits wherever in a batch it lies."""
+    for classes in (11, 200):
+        x, target = make_softmax((64, classes), ignored=0)
+        _, whole = differentiate(fastloss.focal_loss, x, target, reduction="sum")
+        for start in range(1, 20):
+            _, part = differentiate(fastloss.focal_loss, x[start:], target[start:], reduction="sum")
+            assert torch.equal(part, whole[start:])
