@@ -1,0 +1,63 @@
+"""Forward + backward of every loss, shape, precision and thread count: one benchmark for each contender.
+
+A case's contenders are timed in turns when its first benchmark runs. pytest-benchmark would time them one after the
+other, while a shared machine changes its speed; so it is given the measured times through its clock.
+"""
+
+import os
+
+import pytest
+import torch
+from bars import BARS, QUICK
+from cases import all_cases, contenders, dtype_name
+from measure import measure
+
+import fastloss
+
+MALLOC = "recycled" if os.environ.get("MALLOC_MMAP_THRESHOLD_") else "default"
+
+replayed_time = 0.0
+
+
+def clock():
+    return replayed_time
+
+
+def parameters():
+    for case in all_cases():
+        key = (case.loss, case.shape)
+        headline = case.dtype == torch.float32 and case.threads != 1
+        marks = [pytest.mark.bar] * (headline and key in BARS) + [pytest.mark.quick] * (headline and key in QUICK)
+        for name in ["copy", "exp", *(contender.name for contender in contenders(case))]:
+            yield pytest.param(case, name, id=f"{case}-{name.replace(' ', '_')}", marks=marks)
+
+
+@pytest.fixture(scope="module")
+def samples(request):
+    option = request.config.getoption
+    return measure(request.param, float(option("benchmark_max_time")), option("benchmark_min_rounds"))
+
+
+@pytest.mark.benchmark(timer=clock)
+@pytest.mark.parametrize("samples, contender", parameters(), indirect=["samples"])
+def test_forward_backward(samples, contender, benchmark, request):
+    def replay():
+        global replayed_time
+        replayed_time += next(remaining)
+
+    case = request.node.callspec.params["samples"]
+    remaining = iter(samples[contender])
+    benchmark.group = f"{case} {MALLOC} malloc"
+    benchmark.extra_info.update(
+        contender=contender,
+        loss=case.loss,
+        shape=case.shape,
+        dtype=dtype_name(case.dtype),
+        device=torch.cuda.get_device_name() if case.device == "cuda" else "cpu",
+        threads=case.threads,
+        malloc=MALLOC,
+        cpu_capability=fastloss.build_info()["cpu_capability"],
+        fastloss=fastloss.__version__,
+        torch=torch.__version__,
+    )
+    benchmark.pedantic(replay, rounds=len(samples[contender]))
