@@ -130,6 +130,7 @@ def chart(measured: dict[Key, dict[str, float]], title: str, path: Path):
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel(f"times the speed of eager PyTorch, forward + backward\n{describe(setting)}; {title}", fontsize=8)
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlim(right=1.3 * axes.get_xlim()[1])
     figure.legend(loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
