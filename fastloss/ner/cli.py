@@ -7,8 +7,10 @@ import os
 import shlex
 import sys
 import warnings
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+
+import torch
 
 import fastloss
 from fastloss.ner.data import (
@@ -44,6 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        fail(f"{error.filename} cannot be used: {error.strerror}.")
 
 
 def fail(message: str) -> None:
@@ -64,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_data(sub)
     add_training(sub)
     sub.add_argument("--losses", nargs="+", choices=LOSS_NAMES, default=list(LOSS_NAMES), help="default: all four")
-    sub.add_argument("--seeds", nargs="+", type=int, default=[42], metavar="SEED", help="default: 42")
+    sub.add_argument("--seeds", nargs="+", type=seed, default=[42], metavar="SEED", help="default: 42")
     sub.add_argument("--out", type=Path, default=Path("fastloss-report"), help="report directory (%(default)s)")
     sub.add_argument("--resume", action="store_true", help="keep the finished runs of --out that have these settings")
 
@@ -72,7 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_data(sub)
     add_training(sub)
     sub.add_argument("--loss", choices=LOSS_NAMES, default="ce", help="default: %(default)s")
-    sub.add_argument("--seed", type=int, default=42, help="default: %(default)s")
+    sub.add_argument("--seed", type=seed, default=42, help="default: %(default)s")
     sub.add_argument("--out", type=Path, default=Path("fastloss-model"), help="model directory (%(default)s)")
 
     sub = command("evaluate", run_evaluate, "score a saved model on the dev sentences")
@@ -137,6 +141,13 @@ def share(text: str) -> float:
     return value
 
 
+def seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} should be at least 0 and below 2**32")
+    return value
+
+
 def load_corpus(options: argparse.Namespace) -> Corpus:
     if options.data == "builtin":
         return generate(label_noise=options.label_noise)
@@ -155,14 +166,14 @@ def require_extra() -> None:
 
 def read_settings(options: argparse.Namespace):
     """The encoder's defaults, overridden by the flags that were given."""
-    from dataclasses import replace
-
     from fastloss.ner.train import PRETRAINED, Settings
 
     given = {field.name: getattr(options, field.name) for field in fields(Settings) if hasattr(options, field.name)}
     settings = replace(Settings() if given.get("encoder", "tiny") == "tiny" else PRETRAINED, **given)
     if settings.bf16 and settings.fp16:
         raise DataError("--bf16 and --fp16 are both given; there should be one of them.")
+    if settings.fp16 and not torch.cuda.is_available():
+        raise DataError("--fp16 is given, but float16 training needs a CUDA device; --bf16 runs on the CPU too.")
     if settings.encoder == "tiny" and settings.hidden % 32:
         raise DataError(f"--hidden is {settings.hidden}, but it should be a multiple of 32, the width of a head.")
     if settings.max_length < 8:
@@ -178,6 +189,7 @@ def run_compare(options: argparse.Namespace) -> None:
 
     settings = read_settings(options)
     losses, seeds = list(dict.fromkeys(options.losses)), list(dict.fromkeys(options.seeds))
+    options.out.mkdir(parents=True, exist_ok=True)
     results = compare(load_corpus(options), losses, seeds, settings, options.out, options.resume)
     if is_main_process():
         command = shlex.join(["fastloss", *sys.argv[1:]])
@@ -193,6 +205,7 @@ def run_train(options: argparse.Namespace) -> None:
     from fastloss.ner.train import is_main_process, save, train
 
     settings = read_settings(options)
+    options.out.mkdir(parents=True, exist_ok=True)
     model, vocabulary, result = train(load_corpus(options), options.loss, options.seed, settings)
     if is_main_process():
         save(model, vocabulary, options.out)

@@ -57,8 +57,8 @@ def compare(
         for loss in losses:
             path = out / "runs" / f"{loss}-seed{seed}.json"
             key = run_key(corpus, loss, seed, settings)
-            finished = read_result(path) if resume else None
-            if finished is not None and finished["key"] == key:
+            finished = read_result(path, key) if resume else None
+            if finished is not None:
                 print(f"{loss:5} seed {seed}  kept from {path}", file=sys.stderr)
                 results.append(finished)
                 continue
@@ -70,11 +70,13 @@ def compare(
     return results
 
 
-def read_result(path: Path) -> dict | None:
+def read_result(path: Path, key: dict) -> dict | None:
+    """The finished run of exactly this key, or None."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
         return None
+    return result if result["key"] == key else None
 
 
 def write_json(path: Path, value) -> None:

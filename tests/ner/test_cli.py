@@ -113,6 +113,9 @@ def test_python_m_fastloss_is_the_command():
         (["train", "--data", "nowhere"], "nowhere is not a directory"),
         (["compare", "--encoder", "no/such/model"], '"no/such/model" cannot be loaded'),
         (["compare", "--bf16", "--fp16"], "--bf16 and --fp16 are both given"),
+        (["compare", "--fp16"], "--fp16 is given, but float16 training needs a CUDA device"),
+        (["compare", "--seeds", "42", "-1"], "-1 should be at least 0"),
+        (["train", "--out", __file__], "test_cli.py cannot be used: File exists"),
         (["compare", "--hidden", "100"], "--hidden is 100, but it should be a multiple of 32"),
         (["compare", "--max-length", "3"], "--max-length is 3, but it should be at least 8"),
         (["compare", "--epochs", "0"], "argument --epochs: 0 should be greater than 0"),
@@ -125,7 +128,9 @@ def test_python_m_fastloss_is_the_command():
         ([], "the following arguments are required: command"),
     ],
 )
-def test_what_is_wrong_is_one_sentence(arguments, message, capsys):
+def test_what_is_wrong_is_one_sentence(arguments, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert message in refused(capsys, *arguments)
 
 
@@ -145,12 +150,12 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(capsys, monk
     )
 
 
-def test_an_interruption_says_how_to_go_on(small_directory, monkeypatch, capsys):
+def test_an_interruption_says_how_to_go_on(small_directory, monkeypatch, capsys, tmp_path):
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fastloss.ner.compare.train", interrupted)
     with pytest.raises(SystemExit) as error:
-        run("compare", "--data", small_directory)
+        run("compare", "--data", small_directory, "--out", tmp_path)
     assert error.value.code == 130
     assert "--resume" in capsys.readouterr().err

@@ -104,6 +104,13 @@ def test_resume_does_not_mix_results_of_other_settings(change, small_corpus, tra
     assert trained == [("focal", 1)] * 2
 
 
+def test_resume_trains_again_what_is_not_a_result(small_corpus, trained, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "ce-seed1.json").write_text('{"key":', encoding="utf-8")
+    compare(small_corpus, ["ce"], [1], SETTINGS, tmp_path, resume=True)
+    assert trained == [("ce", 1)]
+
+
 def test_an_interruption_keeps_the_finished_runs(small_corpus, monkeypatch, tmp_path):
     def interrupted(corpus, loss, seed, settings):
         if loss == "lsr":
