@@ -1,0 +1,51 @@
+"""The vector maths of csrc/cpu/lanes.h keeps the errors written beside each function, over every float32.
+
+lanes_accuracy.cpp measures them. The instruction set in use is measured on every float, the others on a sample.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import fastloss
+
+ROOT = Path(__file__).parent.parent
+COMPILER = os.environ.get("CXX", "c++")
+INFO = fastloss.build_info()
+AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+LANES_AND_FLAGS = {"default": (4, []), "avx2": (8, AVX2), "avx512": (16, AVX2 + AVX512)}
+
+
+def documented_errors():
+    """The ULP in the comment above each function of lanes.h: {name: (constant, factor of gamma)}."""
+    text = (ROOT / "csrc/cpu/lanes.h").read_text()
+    bound = re.compile(r"^//.*: ([\d.]+)(?: \+ ([\d.]+) gamma)? ULP.*\nFASTLOSS_LANE_FN f32 (\w+)\(", re.M)
+    return {name: (float(constant), float(factor or 0)) for constant, factor, name in bound.findall(text)}
+
+
+@pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"no C++ compiler: {COMPILER} was not found")
+@pytest.mark.skipif(not (ROOT / "csrc/cpu/lanes.h").exists(), reason="the sources are not beside the tests")
+@pytest.mark.parametrize("capability", INFO["cpu_capabilities"])
+def test_errors_are_as_documented(capability, tmp_path):
+    lanes, flags = LANES_AND_FLAGS[capability]
+    program = tmp_path / "lanes_accuracy"
+    define = [f"-DFASTLOSS_LANES={lanes}", f"-DFASTLOSS_NAMESPACE=fastloss_{capability}"]
+    command = [COMPILER, "-std=c++20", "-O3", "-Wno-psabi", "-pthread", *flags, *define, "-I", ROOT / "csrc/cpu"]
+    subprocess.run([*command, ROOT / "tests/lanes_accuracy.cpp", "-o", program], check=True)
+    stride = 1 if capability == INFO["cpu_capability"] else 61
+    lines = subprocess.run([program, str(stride)], check=True, capture_output=True, text=True).stdout.splitlines()
+    wrong = [line for line in lines if " wrong " in line]
+    assert not wrong
+    documented = documented_errors()
+    assert set(documented) == {line.split()[0] for line in lines}, (
+        "a function is measured but not documented, or not measured"
+    )
+    for line in lines:
+        name, gamma, ulp, _ = line.split()
+        constant, factor = documented[name]
+        assert float(ulp) <= constant + factor * float(gamma), line
