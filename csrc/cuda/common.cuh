@@ -22,6 +22,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "../losses.h"
@@ -66,21 +67,56 @@ struct alignas(16) Pack {
   T at[kSize];
 };
 
-// p is 16-byte aligned. Through uint4, so that it is one instruction for every T. Not the read-only path: the gradient
-// may be the input.
 template <class T>
-__device__ __forceinline__ Pack<T> load_pack(const T* p) {
-  union {
-    uint4 raw;
-    Pack<T> pack;
-  } u;
-  u.raw = *reinterpret_cast<const uint4*>(p);
-  return u.pack;
+__device__ __forceinline__ Pack<T> pack_of(uint4 raw) {
+  Pack<T> pack;
+  memcpy(&pack, &raw, 16);
+  return pack;
 }
 
 template <class T>
-__device__ __forceinline__ void store_pack(T* p, const Pack<T>& pack) {
-  *reinterpret_cast<uint4*>(p) = *reinterpret_cast<const uint4*>(&pack);
+__device__ __forceinline__ uint4 bits_of(const Pack<T>& pack) {
+  uint4 raw;
+  memcpy(&raw, &pack, 16);
+  return raw;
+}
+
+// Accesses of 16 aligned bytes. In PTX, because the compiler splits some of them where they are written in C++. Global
+// loads do not take the read-only path: the gradient may be the input.
+template <class T>
+__device__ __forceinline__ Pack<T> load_pack(const T* global) {
+  uint4 raw;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(raw.x), "=r"(raw.y), "=r"(raw.z), "=r"(raw.w)
+               : "l"(__cvta_generic_to_global(global))
+               : "memory");
+  return pack_of<T>(raw);
+}
+
+template <class T>
+__device__ __forceinline__ void store_pack(T* global, const Pack<T>& pack) {
+  uint4 raw = bits_of(pack);
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(global)), "r"(raw.x),
+               "r"(raw.y), "r"(raw.z), "r"(raw.w)
+               : "memory");
+}
+
+template <class T>
+__device__ __forceinline__ Pack<T> load_shared_pack(const T* shared) {
+  uint4 raw;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(raw.x), "=r"(raw.y), "=r"(raw.z), "=r"(raw.w)
+               : "r"(uint32_t(__cvta_generic_to_shared(shared)))
+               : "memory");
+  return pack_of<T>(raw);
+}
+
+template <class T>
+__device__ __forceinline__ void store_shared_pack(T* shared, const Pack<T>& pack) {
+  uint4 raw = bits_of(pack);
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(uint32_t(__cvta_generic_to_shared(shared))), "r"(raw.x),
+               "r"(raw.y), "r"(raw.z), "r"(raw.w)
+               : "memory");
 }
 
 __device__ __forceinline__ bool same_alignment(const void* a, const void* b) {
@@ -105,6 +141,23 @@ struct Split {
   __device__ Index scalar(Index i) const { return i < head ? i : i + packs * Pack<T>::kSize; }
 };
 
+// Offsets of a decision's first class.
+struct Offsets {
+  int64_t input = 0, grad = 0;  // 64 bits: tensors of more than 2^31 elements
+
+  __device__ Offsets(const Layout& layout, int64_t position) {
+#pragma unroll 1  // 64-bit divisions are long
+    for (int d = layout.ndim - 1; d > 0; --d) {
+      int64_t index = position % layout.size[d];
+      position /= layout.size[d];
+      input += index * layout.stride[d];
+      grad += index * layout.grad_stride[d];
+    }
+    input += position * layout.stride[0];
+    grad += position * layout.grad_stride[0];
+  }
+};
+
 // ---- mathematics that losses.h leaves to the device
 
 // 1 - p for p = exp(-nll), without the cancellation at p near 1.
@@ -112,6 +165,15 @@ template <class S>
 __device__ __forceinline__ S one_minus_p(S nll) {
   return -expm1(-nll);
 }
+
+// e^x for x <= 0. float: a multiplication and one instruction. Its error is at most 2 ULP + |x| * 6e-8 relative (what a
+// rounding of x itself would do), and below e^-87 it is 0. exp() takes ten instructions, which memory does not hide.
+__device__ __forceinline__ float exp_nonpositive(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
+  return y;
+}
+__device__ __noinline__ inline double exp_nonpositive(double x) { return exp(x); }
 
 template <class S>
 struct GhmcLoss {
@@ -155,13 +217,19 @@ __device__ inline void reset_scratch(Scratch* scratch, int32_t bins) {
 
 // ---- ordered sums
 
-// Sum of every thread's value, in thread 0 (the others get rubbish). In double: thousands of losses are added, and it
-// holds integers up to 2^53 exactly. Called by all threads of the block, a whole number of warps. Not inlined, here and
-// below: once or twice a block, and the size of the library is counted in kernels.
-__device__ __noinline__ inline double block_sum(double value) {
-  __shared__ double warp_sums[32];
+// Sum over a warp, in its first lane. In double: thousands of losses are added, and it holds integers up to 2^53
+// exactly.
+__device__ __forceinline__ double warp_sum(double value) {
 #pragma unroll 1
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(0xffffffff, value, offset);
+  return value;
+}
+
+// Sum of every thread's value, in thread 0 (the others get rubbish). Called by all threads of the block, a whole number
+// of warps. Not inlined, here and below: once or twice a block, and the library's size is counted in kernels.
+__device__ __noinline__ inline double block_sum(double value) {
+  __shared__ double warp_sums[32];
+  value = warp_sum(value);
   if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = value;
   __syncthreads();  // warp_sums is complete
   if (threadIdx.x == 0) {

@@ -41,11 +41,12 @@ cudaError_t launch_schedule(SoftmaxLaunch launch, const LossOf& loss_of, cudaStr
   const bool row_contiguous =
       layout.ndim == 1 && (params.N == 1 || (layout.stride[0] == C && (!writes || layout.grad_stride[0] == C)));
 
-  if (C <= 32 && class_contiguous && row_contiguous) {
-    // Few classes and many rows: more than a row per thread, so that a block has enough bytes in flight.
-    launch.tile_rows = kTileThreads * (params.N < (1 << 17) ? 1 : int(std::clamp<int64_t>(16 / C, 1, 8)));
+  if (C <= kMaxTileClasses && class_contiguous && row_contiguous) {
+    // Of many rows, several for each thread: a block has more bytes in flight, and begins and ends less often.
+    int64_t rows = params.N < (1 << 17) ? 1 : std::clamp<int64_t>(12288 / (kTileThreads * C * sizeof(T)), 1, 8);
+    launch.tile_rows = kTileThreads * int(rows);
     int bytes = int(launch.tile_rows * C * sizeof(T)) + 16;
-    int blocks = num_blocks(params.N, launch.tile_rows, kMaxBlocks);
+    int blocks = num_blocks(params.N, launch.tile_rows, kMaxBlocks / 4);
     return launch_kernel(softmax_tile<T, LossOf, smooths>, launch, loss_of, blocks, kTileThreads, bytes, stream);
   }
 

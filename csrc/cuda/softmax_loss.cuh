@@ -20,6 +20,7 @@
 namespace fastloss {
 
 constexpr int kTileThreads = 128;
+constexpr int kMaxTileClasses = 32;
 constexpr int kMaxRowThreads = 512;
 constexpr int kPositionThreads = 128;
 constexpr int kCountThreads = 256;
@@ -90,9 +91,9 @@ struct ClassSum {
 #pragma unroll
     for (int i = 0; i < n; ++i) high = fmax(high, x[i]);  // a nan comes in by its exponential
     S reference = finite(high);
-    sum *= exp(max - reference);
+    sum *= exp_nonpositive(max - reference);
 #pragma unroll
-    for (int i = 0; i < n; ++i) sum += exp(x[i] - reference);
+    for (int i = 0; i < n; ++i) sum += exp_nonpositive(x[i] - reference);
     max = high;
   }
 
@@ -100,7 +101,7 @@ struct ClassSum {
     S high = fmax(max, other_max);
     S reference = finite(high);
     // Symmetric, so that both sides of a butterfly get the same bits.
-    sum = sum * exp(max - reference) + other_sum * exp(other_max - reference);
+    sum = sum * exp_nonpositive(max - reference) + other_sum * exp_nonpositive(other_max - reference);
     max = high;
   }
 
@@ -148,8 +149,12 @@ struct SoftmaxBlock {
     __shared__ double shared_denominator;
     denominator = 1;
     if (launch.count_blocks > 0) {
-      double sum = ordered_sum(launch.scratch->target_weight, launch.count_blocks);
-      if (threadIdx.x == 0) shared_denominator = sum;
+      if (threadIdx.x < 32) {  // one warp: every block of the grid does this
+        double sum = 0;
+        for (int i = threadIdx.x; i < launch.count_blocks; i += 32) sum += launch.scratch->target_weight[i];
+        sum = warp_sum(sum);
+        if (threadIdx.x == 0) shared_denominator = sum;
+      }
       __syncthreads();  // it is written
       denominator = shared_denominator;
     }
@@ -196,16 +201,23 @@ struct SoftmaxBlock {
     return decision;
   }
 
-  // Adds w_k (x_k - max) to weighted, if smoothed.
-  __device__ __forceinline__ S gradient(const SoftmaxDecision<S>& decision, S x, int32_t k, S& weighted) const {
-    S shifted = x - decision.max;
-    S g = exp(shifted) * decision.probability - (k == decision.y ? decision.onehot : S(0));
+  // Gradient of class k, but for the target's onehot; e = exp(shifted), shifted = x_k - max. Adds w_k * shifted to
+  // weighted, if smoothed.
+  __device__ __forceinline__ S gradient(const SoftmaxDecision<S>& decision, S shifted, S e, int32_t k,
+                                        S& weighted) const {
+    S g = e * decision.probability;
     if constexpr (smooths) {
       S w = weight_of(k);
       weighted += w * shifted;
       g -= w * (smooth * scale);
     }
     return g;
+  }
+
+  // Of the target's class: the same, and onehot.
+  __device__ __forceinline__ T target_gradient(const SoftmaxDecision<S>& decision, S x) const {
+    S shifted = x - decision.max, unused = 0;
+    return to_storage<T>(gradient(decision, shifted, exp_nonpositive(shifted), decision.y, unused) - decision.onehot);
   }
 
   // Called by one thread for each decision. weighted: sum_k w_k (x_k - max), if smoothed.
@@ -239,22 +251,6 @@ struct SoftmaxBlock {
   }
 };
 
-// Offsets of a decision's first class.
-struct Offsets {
-  int64_t input = 0, grad = 0;  // 64 bits: tensors of more than 2^31 elements
-
-  __device__ Offsets(const Layout& layout, int64_t position) {
-    for (int d = layout.ndim - 1; d > 0; --d) {
-      int64_t index = position % layout.size[d];
-      position /= layout.size[d];
-      input += index * layout.stride[d];
-      grad += index * layout.grad_stride[d];
-    }
-    input += position * layout.stride[0];
-    grad += position * layout.grad_stride[0];
-  }
-};
-
 // ---- tile
 
 // A thread walks its row from class `first` on and around, so that the 32 rows of a warp are in 32 banks: rows that
@@ -275,6 +271,7 @@ __global__ void __launch_bounds__(kTileThreads)
     softmax_tile(const __grid_constant__ SoftmaxLaunch launch, const LossOf loss_of) {
   using S = Compute<T>;
   using Softmax = SoftmaxBlock<T, LossOf, smooths>;
+  constexpr int batch = 4;           // packs that a thread loads before it stores the first: bytes in flight
   extern __shared__ uint4 shared[];  // [tile_rows, C] of T, and up to one pack before
   __shared__ uint32_t counters[Softmax::storage_size];
   Softmax softmax(launch, loss_of, counters);
@@ -289,31 +286,64 @@ __global__ void __launch_bounds__(kTileThreads)
     // Aligned like x, so that packs are packs in shared memory too.
     T* tile = reinterpret_cast<T*>(shared) + (reinterpret_cast<uintptr_t>(x) & 15) / sizeof(T);  // [rows, C]
     Split<T, int> in(x, rows * C, true);
-#pragma unroll 4
-    for (int i = threadIdx.x; i < in.packs; i += kTileThreads) store_pack(tile + in.pack(i), load_pack(x + in.pack(i)));
+    for (int i = threadIdx.x; i < in.packs; i += batch * kTileThreads) {
+      Pack<T> loaded[batch];
+#pragma unroll
+      for (int b = 0; b < batch; ++b) {
+        if (i + b * kTileThreads < in.packs) loaded[b] = load_pack(x + in.pack(i + b * kTileThreads));
+      }
+#pragma unroll
+      for (int b = 0; b < batch; ++b) {
+        if (i + b * kTileThreads < in.packs) store_shared_pack(tile + in.pack(i + b * kTileThreads), loaded[b]);
+      }
+    }
     for (int i = threadIdx.x; i < in.scalars; i += kTileThreads) tile[in.scalar(i)] = x[in.scalar(i)];
     __syncthreads();  // the tile is staged, and all of x read
 
     for (int r = threadIdx.x; r < rows; r += kTileThreads) {
       T* row = tile + r * C;  // [C]
-      auto for_each_class = [&](auto&& visit) {
-        int c = start;
-        for (int i = 0; i < C; ++i) {
-          visit(c);
-          c = c + 1 == C ? 0 : c + 1;
-        }
-      };
-      int32_t y = target_of(params, first + r);
+      auto next = [C](int c) { return c + 1 == C ? 0 : c + 1; };
+      const int32_t y = target_of(params, first + r);
+      const S target_logit = y < 0 ? S(0) : to_compute(row[y]);
+      // The row in registers, from class `start` on. The last chunk starts again at `start`: the max stays the same.
+      constexpr int chunk = 4;
+      S e[kMaxTileClasses];
       ClassSum<S> classes;
-      for_each_class([&](int c) { classes.max = fmax(classes.max, to_compute(row[c])); });
-      for_each_class([&](int c) { classes.sum += exp(to_compute(row[c]) - classes.max); });
-      SoftmaxDecision<S> decision = softmax.decide(classes, y < 0 ? S(0) : to_compute(row[y]), y, true);
+      int c = start;
+#pragma unroll
+      for (int i = 0; i < kMaxTileClasses; i += chunk) {
+        if (i >= C) break;
+#pragma unroll
+        for (int j = i; j < i + chunk; ++j, c = next(c)) {
+          e[j] = to_compute(row[c]);
+          classes.max = fmax(classes.max, e[j]);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kMaxTileClasses; i += chunk) {
+        if (i >= C) break;
+#pragma unroll
+        for (int j = i; j < i + chunk; ++j) {
+          e[j] = exp_nonpositive(e[j] - classes.max);
+          classes.sum += j < C ? e[j] : S(0);
+        }
+      }
+      SoftmaxDecision<S> decision = softmax.decide(classes, target_logit, y, true);
       S weighted = 0;
       if (softmax.second_pass()) {
-        for_each_class([&](int c) {
-          S g = softmax.gradient(decision, to_compute(row[c]), c, weighted);
-          row[c] = to_storage<T>(y < 0 ? S(0) : g);  // ignored: 0, whatever the logits
-        });
+        c = start;
+#pragma unroll
+        for (int i = 0; i < kMaxTileClasses; i += chunk) {
+          if (i >= C) break;
+#pragma unroll
+          for (int j = i; j < i + chunk; ++j, c = next(c)) {
+            if (j >= C) break;
+            S shifted = smooths ? to_compute(row[c]) - classes.max : S(0);
+            S g = softmax.gradient(decision, shifted, e[j], c, weighted);
+            row[c] = to_storage<T>(y < 0 ? S(0) : g);  // ignored: 0, whatever the logits
+          }
+        }
+        if (y >= 0) row[y] = softmax.target_gradient(decision, target_logit);
       }
       if constexpr (!Softmax::counts) softmax.finish(decision, first + r, weighted);
     }
@@ -322,7 +352,7 @@ __global__ void __launch_bounds__(kTileThreads)
       T* g = softmax.grad() + first * C;  // [rows, C]
       Split<T, int> out(g, rows * C, same_alignment(g, tile));
       for (int i = threadIdx.x; i < out.packs; i += kTileThreads) {
-        store_pack(g + out.pack(i), load_pack(tile + out.pack(i)));
+        store_pack(g + out.pack(i), load_shared_pack(tile + out.pack(i)));
       }
       for (int i = threadIdx.x; i < out.scalars; i += kTileThreads) g[out.scalar(i)] = tile[out.scalar(i)];
       __syncthreads();  // the tile is written out before the next one comes
@@ -410,7 +440,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
 #pragma unroll
       for (int b = 0; b < batch; ++b) {
         if (i + b * threads >= packs) break;
-        if (staged) store_pack(row + split.pack(i + b * threads), loaded[b]);
+        if (staged) store_shared_pack(row + split.pack(i + b * threads), loaded[b]);
         S logits[size];
 #pragma unroll
         for (int j = 0; j < size; ++j) logits[j] = to_compute(loaded[b].at[j]);
@@ -430,17 +460,25 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
     if (softmax.second_pass() && y >= 0) {
       for (int i = lane; i < packs; i += threads) {
         int at = split.pack(i);
-        Pack<T> pack = staged ? load_pack(row + at) : load_pack(x + at);
+        Pack<T> pack = staged ? load_shared_pack(row + at) : load_pack(x + at);
 #pragma unroll
         for (int j = 0; j < size; ++j) {
-          pack.at[j] = to_storage<T>(softmax.gradient(decision, to_compute(pack.at[j]), at + j, weighted));
+          S shifted = to_compute(pack.at[j]) - classes.max;
+          pack.at[j] = to_storage<T>(softmax.gradient(decision, shifted, exp_nonpositive(shifted), at + j, weighted));
+        }
+        if (unsigned(y - at) < unsigned(size)) {  // seldom
+#pragma unroll
+          for (int j = 0; j < size; ++j) {
+            if (at + j == y) pack.at[j] = softmax.target_gradient(decision, target_logit);
+          }
         }
         if (g) store_pack(g + at, pack);
       }
       for (int i = lane; i < scalars; i += threads) {
         int c = split.scalar(i);
-        S value = softmax.gradient(decision, to_compute(staged ? row[c] : x[c]), c, weighted);
-        if (g) g[c] = to_storage<T>(value);
+        S shifted = to_compute(staged ? row[c] : x[c]) - classes.max;
+        S value = softmax.gradient(decision, shifted, exp_nonpositive(shifted), c, weighted);
+        if (g) g[c] = c == y ? softmax.target_gradient(decision, target_logit) : to_storage<T>(value);
       }
     } else if (g && exists) {  // ignored: 0, whatever the logits
       Pack<T> zeros{};
@@ -496,8 +534,9 @@ __global__ void __launch_bounds__(kPositionThreads)
 #pragma unroll 4
       for (int c = 0; c < C; ++c) {
         T logit = staged ? column[c * kPositionThreads] : x[c * params.layout.class_stride];
-        S value = softmax.gradient(decision, to_compute(logit), c, weighted);
-        if (g) g[c * params.layout.grad_class_stride] = to_storage<T>(value);
+        S shifted = to_compute(logit) - classes.max;
+        S value = softmax.gradient(decision, shifted, exp_nonpositive(shifted), c, weighted);
+        if (g) g[c * params.layout.grad_class_stride] = to_storage<T>(value - (c == y ? decision.onehot : S(0)));
       }
     } else if (g) {  // ignored: 0, whatever the logits
       for (int c = 0; c < C; ++c) g[c * params.layout.grad_class_stride] = to_storage<T>(S(0));
