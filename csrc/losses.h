@@ -39,6 +39,9 @@ struct ValueSlope {
 FASTLOSS_HD float select(bool condition, float a, float b) { return condition ? a : b; }
 FASTLOSS_HD double select(bool condition, double a, double b) { return condition ? a : b; }
 
+FASTLOSS_HD int32_t to_index(float x) { return int32_t(x); }
+FASTLOSS_HD int32_t to_index(double x) { return int32_t(x); }
+
 // nll / q, with its limit 1 at q = 0 (a right prediction) and p * inf = 0 at p = 0 (a hopeless one).
 template <class V>
 FASTLOSS_HD V p_nll_over_q(V nll, V p, V q) {
@@ -147,11 +150,13 @@ FASTLOSS_HD V class_balance(V target, S alpha) {
 }
 
 // GHM-C (Li et al. 2019, section 3.2): beta[bin] * nll, beta constant. The schedule looks beta up by ghm_bin(q).
-template <class S>
-FASTLOSS_HD int32_t ghm_bin(S gradient_norm, int32_t bins) {
-  S scaled = gradient_norm * S(bins);
-  // Written so that a nan takes the last bin: the cast of a nan is undefined.
-  return scaled < S(bins - 1) ? int32_t(scaled) : bins - 1;
+// bins has the type of a scalar of V, or is an int32 where V is a scalar.
+template <class V, class S>
+FASTLOSS_HD auto ghm_bin(V gradient_norm, S bins) {
+  V scaled = gradient_norm * bins;
+  S last = bins - 1;
+  // Written so that a nan takes the last bin: the conversion of a nan is undefined.
+  return to_index(select(scaled < last, scaled, V{} + last));
 }
 
 // What divides N in beta: this batch's count, or the running count with its start-up bias removed. Updates the running

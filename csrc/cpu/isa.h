@@ -6,6 +6,9 @@ namespace FASTLOSS_NAMESPACE {
 }
 #include "../losses.h"
 namespace FASTLOSS_NAMESPACE {
-#include "sigmoid_loss.h"
+// clang-format off: ghm.h first
+#include "ghm.h"
 #include "softmax_loss.h"
+#include "sigmoid_loss.h"
+// clang-format on
 }  // namespace FASTLOSS_NAMESPACE

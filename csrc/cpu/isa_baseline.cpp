@@ -1,8 +1,10 @@
 // The CPU kernels for what every machine of the architecture has: SSE2 on x86-64, NEON on AArch64.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 #include <utility>
 
 #include "kernels.h"

@@ -28,7 +28,13 @@ FASTLOSS_DECLARE_ISA(avx512)
 
 // Many classes side by side: a decision's classes fill the lanes. Else the lanes hold decisions.
 inline bool runs_rows(const SoftmaxParams& params) {
-  return params.C > 128 && params.layout.class_stride == 1 && params.layout.grad_class_stride == 1;
+  return params.C > 256 && params.layout.class_stride == 1 && params.layout.grad_class_stride == 1;
+}
+
+// A gradient too large for the caches, and not in them for being the logits' own memory.
+inline bool streams(const SoftmaxParams& params) {
+  int64_t size = params.dtype == DType::float64 ? 8 : params.dtype == DType::float32 ? 4 : 2;
+  return params.grad != params.input && params.N * params.C * size >= 24 << 20;
 }
 
 // Decisions in a block, the unit of work and of summation: about 8192 logits, in whole tiles of the widest vectors.

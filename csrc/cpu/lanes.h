@@ -26,6 +26,9 @@ struct VectorOf<double> {
   using M = i64;
 };
 
+template <class V>
+using ScalarOf = std::remove_cvref_t<decltype(V{}[0])>;
+
 #define FASTLOSS_LANE_FN inline __attribute__((always_inline))
 
 FASTLOSS_LANE_FN f32 select(i32 condition, f32 a, f32 b) { return condition ? a : b; }
@@ -137,6 +140,27 @@ FASTLOSS_LANE_BY_LANE(pow(f64 x, double gamma), std::pow(x[lane], gamma))
 FASTLOSS_LANE_BY_LANE(one_minus_p(f64 nll, f64 /*p*/), -std::expm1(-nll[lane]))
 #undef FASTLOSS_LANE_BY_LANE
 
+FASTLOSS_LANE_FN i32 to_index(f32 x) { return __builtin_convertvector(x, i32); }
+FASTLOSS_LANE_FN i64 to_index(f64 x) { return __builtin_convertvector(x, i64); }
+
+// Whether any lane of a comparison holds.
+FASTLOSS_LANE_FN bool any(i32 condition) {
+#if FASTLOSS_LANES == 16
+  return _mm512_test_epi32_mask((__m512i)condition, (__m512i)condition) != 0;
+#elif FASTLOSS_LANES == 8
+  return _mm256_movemask_ps((__m256)condition) != 0;
+#else
+  int32_t found = 0;
+  for (int lane = 0; lane < W; ++lane) found |= condition[lane];
+  return found != 0;
+#endif
+}
+FASTLOSS_LANE_FN bool any(i64 condition) {
+  int64_t found = 0;
+  for (int lane = 0; lane < W; ++lane) found |= condition[lane];
+  return found != 0;
+}
+
 // Sums in a fixed order: halves are folded, in double.
 template <class V>
 FASTLOSS_LANE_FN double sum_lanes(V x) {
@@ -235,6 +259,29 @@ FASTLOSS_LANE_FN void store(T* target, f32 x) {
   __builtin_memcpy(target, &y, sizeof(y));
 }
 
+// Past the caches, for a large result that nothing reads soon: it saves reading what is overwritten. target is aligned
+// to the vector's storage.
+template <class T>
+FASTLOSS_LANE_FN void store_streaming(T* target, Vec<T> x) {
+#if FASTLOSS_LANES == 16
+  if constexpr (sizeof(T) == 4) return _mm512_stream_ps(target, (__m512)x);
+  if constexpr (sizeof(T) == 2) return _mm256_stream_si256((__m256i*)target, (__m256i)narrow(x, T{}));
+#elif FASTLOSS_LANES == 8
+  if constexpr (sizeof(T) == 4) return _mm256_stream_ps(target, (__m256)x);
+  if constexpr (sizeof(T) == 2) return _mm_stream_si128((__m128i*)target, (__m128i)narrow(x, T{}));
+#endif
+  store(target, x);
+}
+FASTLOSS_LANE_FN void finish_streaming() {
+#if FASTLOSS_LANES >= 8
+  _mm_sfence();  // streaming stores are not ordered with what tells the other threads that this one is done
+#endif
+}
+template <class T>
+FASTLOSS_LANE_FN bool is_vector_aligned(const T* target) {
+  return uintptr_t(target) % (W * sizeof(T)) == 0;
+}
+
 // The first n lanes, 0 <= n <= W; the others read as zero and are not written.
 template <class T>
 FASTLOSS_LANE_FN Vec<T> load_first(const T* source, int n) {
@@ -279,22 +326,48 @@ FASTLOSS_LANE_FN void store_one(T* target, Compute<T> x) {
   }
 }
 
-// Transposes W vectors in registers: log2(W) rounds, each interleaving the first half with the second.
-template <class V, int... I>
-FASTLOSS_LANE_FN void interleave(V a, V b, V& low, V& high, std::integer_sequence<int, I...>) {
-  low = __builtin_shufflevector(a, b, ((I & 1) * W + I / 2)...);
-  high = __builtin_shufflevector(a, b, ((I & 1) * W + W / 2 + I / 2)...);
+// ---- the transpose of W vectors of W lanes, in registers
+//
+// In blocks of four lanes by unpacking, then of whole blocks: those are the shuffles that cost one cycle on x86.
+
+// {a0, b0, a1, b1} and {a2, b2, a3, b3} of each block, for runs of 1; {a0, a1, b0, b1} and {a2, ...} for runs of 2.
+template <int run, class V, int... I>
+FASTLOSS_LANE_FN void unpack(V a, V b, V& low, V& high, std::integer_sequence<int, I...>) {
+  low = __builtin_shufflevector(a, b, (I / 4 * 4 + I % 4 / (2 * run) * run + I % run + (I / run % 2) * W)...);
+  high = __builtin_shufflevector(a, b, (I / 4 * 4 + I % 4 / (2 * run) * run + I % run + (I / run % 2) * W + 2)...);
 }
+
+// The even blocks of a, then of b; the odd blocks of both.
+template <class V, int... I>
+FASTLOSS_LANE_FN void unzip_blocks(V a, V b, V& even, V& odd, std::integer_sequence<int, I...>) {
+  even = __builtin_shufflevector(a, b, (I / 4 * 8 + I % 4)...);
+  odd = __builtin_shufflevector(a, b, (I / 4 * 8 + I % 4 + 4)...);
+}
+
 template <class V>
 FASTLOSS_LANE_FN void transpose(V (&x)[W]) {
-#pragma GCC unroll 4
-  for (int round = 1; round < W; round *= 2) {
-    V y[W];
+  constexpr auto lanes = std::make_integer_sequence<int, W>{};
+  V y[W];
 #pragma GCC unroll 16
-    for (int i = 0; i < W / 2; ++i) {
-      interleave(x[i], x[i + W / 2], y[2 * i], y[2 * i + 1], std::make_integer_sequence<int, W>{});
-    }
+  for (int i = 0; i < W; i += 2) unpack<1>(x[i], x[i + 1], y[i], y[i + 1], lanes);
 #pragma GCC unroll 16
-    for (int i = 0; i < W; ++i) x[i] = y[i];
+  for (int i = 0; i < W; i += 4) {
+    unpack<2>(y[i], y[i + 2], x[i], x[i + 1], lanes);
+    unpack<2>(y[i + 1], y[i + 3], x[i + 2], x[i + 3], lanes);
   }
+  // Now block g of x[4 k + j] holds column 4 g + j of the rows 4 k to 4 k + 3.
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    if constexpr (W == 8) {
+      unzip_blocks(x[j], x[4 + j], y[j], y[4 + j], lanes);
+    } else if constexpr (W == 16) {
+      V even[2], odd[2];
+      unzip_blocks(x[j], x[4 + j], even[0], odd[0], lanes);
+      unzip_blocks(x[8 + j], x[12 + j], even[1], odd[1], lanes);
+      unzip_blocks(even[0], even[1], y[j], y[8 + j], lanes);
+      unzip_blocks(odd[0], odd[1], y[4 + j], y[12 + j], lanes);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < W && W > 4; ++i) x[i] = y[i];
 }

@@ -6,13 +6,10 @@
 
 template <class S>
 struct SigmoidGhmcLoss {
-  const double* bin_weight;  // [bins]
-  int32_t bins;
+  const BinWeights<S>& beta_of;
   template <class V>
-  ValueSlope<V> operator()(const Decision<V>& d, V target, bool soft) const {
-    V norm = gradient_norm(d, target);
-    V beta;
-    for (int lane = 0; lane < W; ++lane) beta[lane] = S(bin_weight[ghm_bin(norm[lane], bins)]);
+  FASTLOSS_LANE_FN ValueSlope<V> operator()(const Decision<V>& d, V target, bool soft) const {
+    V beta = beta_of(gradient_norm(d, target));
     ValueSlope<V> f = SigmoidCrossEntropy{}(d, target, soft);
     return {beta * f.value, beta * f.slope};
   }
@@ -29,7 +26,7 @@ struct SigmoidLoad {
 
   V logits, target;
   M valid = M{} - 1;
-  bool soft = false;
+  bool soft;
 
   SigmoidLoad(const SigmoidParams& p, int64_t i, int count) : params(p) {
     logits = some(static_cast<const T*>(p.input) + i, count);
@@ -39,7 +36,7 @@ struct SigmoidLoad {
       for (int lane = 0; lane < W; ++lane) valid[lane] = lane < count && (!p.mask || p.mask[i + lane]) ? -1 : 0;
     }
     M fractional = (target != 0) & (target != 1);
-    for (int lane = 0; lane < W; ++lane) soft |= fractional[lane] != 0;
+    soft = any(fractional);
   }
 
   template <class U>
@@ -86,7 +83,8 @@ template <class T>
 inline double sigmoid_block_of(const SigmoidParams& params, double scale, int64_t begin, int64_t end) {
   using S = Compute<T>;
   if (params.kind == Loss::ghmc) {
-    return sigmoid_run<T>(params, scale, SigmoidGhmcLoss<S>{params.bin_weight, params.ghm.bins}, begin, end);
+    const BinWeights<S> beta_of(params.bin_weight, params.ghm.bins);
+    return sigmoid_run<T>(params, scale, SigmoidGhmcLoss<S>{beta_of}, begin, end);
   }
   if (params.gamma == 0) return sigmoid_run<T>(params, scale, SigmoidCrossEntropy{}, begin, end);
   return sigmoid_run<T>(params, scale, SigmoidFocal<S>{{S(params.gamma)}}, begin, end);
@@ -108,26 +106,29 @@ double sigmoid_block(const SigmoidParams& params, double scale, int64_t begin, i
 }
 
 template <class T>
-inline void sigmoid_histogram_of(const SigmoidParams& params, int64_t begin, int64_t end, int64_t* counts) {
+inline void sigmoid_histogram_of(const SigmoidParams& params, int64_t begin, int64_t end, const LaneCounts& counts) {
   for (int64_t i = begin; i < end; i += W) {
     SigmoidLoad<T> in(params, i, int(end - i < W ? end - i : W));
-    Vec<T> norm = gradient_norm(in.decision(), in.target);
-    for (int lane = 0; lane < W; ++lane) {
-      if (in.valid[lane]) counts[ghm_bin(norm[lane], params.ghm.bins)] += 1;
-    }
+    counts.add(gradient_norm(in.decision(), in.target), in.valid);
   }
 }
 
 // Adds the gradient norms of decisions [begin, end) to counts [bins].
 void sigmoid_histogram_block(const SigmoidParams& params, int64_t begin, int64_t end, int64_t* counts) {
+  const LaneCounts lane_counts(params.ghm.bins);
   switch (params.dtype) {
     case DType::float32:
-      return sigmoid_histogram_of<float>(params, begin, end, counts);
+      sigmoid_histogram_of<float>(params, begin, end, lane_counts);
+      break;
     case DType::float64:
-      return sigmoid_histogram_of<double>(params, begin, end, counts);
+      sigmoid_histogram_of<double>(params, begin, end, lane_counts);
+      break;
     case DType::bfloat16:
-      return sigmoid_histogram_of<bfloat16>(params, begin, end, counts);
+      sigmoid_histogram_of<bfloat16>(params, begin, end, lane_counts);
+      break;
     case DType::float16:
-      return sigmoid_histogram_of<float16>(params, begin, end, counts);
+      sigmoid_histogram_of<float16>(params, begin, end, lane_counts);
+      break;
   }
+  lane_counts.add_to(counts);
 }

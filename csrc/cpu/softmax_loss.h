@@ -77,14 +77,9 @@ inline void load_tile(const T* input, const Layout& layout, const Tile& tile, in
 #pragma GCC unroll 16
       for (int lane = 0; lane < W; ++lane) x[lane] = load(input + tile.input[lane] + c);
       transpose(x);
-      if (c + W <= C) {
 #pragma GCC unroll 16
-        for (int i = 0; i < W; ++i) staged[c + i] = x[i];
-      } else {
-#pragma GCC unroll 16
-        for (int i = 0; i < W; ++i) {
-          if (c + i < C) staged[c + i] = x[i];
-        }
+      for (int i = 0; i < W; ++i) {
+        if (c + i < C) staged[c + i] = x[i];
       }
     }
   } else if (full && tile.input[1] == tile.input[0] + 1) {
@@ -105,16 +100,21 @@ inline void store_tile(T* grad, const Layout& layout, const Tile& tile, int64_t 
   if (full && stride == 1) {
     for (int64_t c = 0; c < C; c += W) {
       int valid = int(C - c < W ? C - c : W);
+      // Short rows without a gap between them: what a whole vector writes past its row is overwritten by the rows after
+      // it, as long as it stays inside the tile.
+      bool dense = C < W && tile.grad[1] == tile.grad[0] + C;
+      int whole = valid == W ? W : dense ? int((W * C - W) / C) + 1 : 0;
       Vec<T> x[W];
 #pragma GCC unroll 16
       for (int i = 0; i < W; ++i) x[i] = c + i < C ? staged[c + i] : Vec<T>{};
       transpose(x);
-      if (valid == W) {
 #pragma GCC unroll 16
-        for (int lane = 0; lane < W; ++lane) store(grad + tile.grad[lane] + c, x[lane]);
-      } else {
-#pragma GCC unroll 16
-        for (int lane = 0; lane < W; ++lane) store_first(grad + tile.grad[lane] + c, x[lane], valid);
+      for (int lane = 0; lane < W; ++lane) {
+        if (lane < whole) {
+          store(grad + tile.grad[lane] + c, x[lane]);
+        } else {
+          store_first(grad + tile.grad[lane] + c, x[lane], valid);
+        }
       }
     }
   } else if (full && tile.grad[1] == tile.grad[0] + 1) {
@@ -128,11 +128,35 @@ inline void store_tile(T* grad, const Layout& layout, const Tile& tile, int64_t 
   }
 }
 
+// Neighbouring tiles with a strided class dimension: class by class for all of them, since a class of one tile is one
+// cache line, and lines one after the other are what memory is fast at.
+template <class T>
+inline void load_strided(const T* input, const Layout& layout, const Tile& first, int tiles, int64_t C,
+                         Vec<T>* staged) {
+  for (int64_t c = 0; c < C; ++c) {
+    const T* x = input + first.input[0] + c * layout.class_stride;
+    for (int i = 0; i < tiles; ++i) staged[i * C + c] = load(x + i * W);
+  }
+}
+
+template <class T>
+inline void store_strided(T* grad, const Layout& layout, const Tile& first, int tiles, int64_t C, const Vec<T>* staged,
+                          bool streaming) {
+  for (int64_t c = 0; c < C; ++c) {
+    T* g = grad + first.grad[0] + c * layout.grad_class_stride;
+    if (streaming && is_vector_aligned(g)) {
+      for (int i = 0; i < tiles; ++i) store_streaming(g + i * W, staged[i * C + c]);
+    } else {
+      for (int i = 0; i < tiles; ++i) store(g + i * W, staged[i * C + c]);
+    }
+  }
+}
+
 // ---- losses: the functors of losses.h, built from the parameters
 
 struct CrossEntropyLoss {
   template <class V, class M>
-  ValueSlope<V> operator()(V nll, V p, V q, M /*valid*/) const {
+  FASTLOSS_LANE_FN ValueSlope<V> operator()(V nll, V p, V q, M /*valid*/) const {
     return CrossEntropy{}(nll, p, q);
   }
 };
@@ -141,32 +165,27 @@ template <class S>
 struct FocalLoss {
   Focal<S> focal;
   template <class V, class M>
-  ValueSlope<V> operator()(V nll, V p, V q, M /*valid*/) const {
+  FASTLOSS_LANE_FN ValueSlope<V> operator()(V nll, V p, V q, M /*valid*/) const {
     return focal(nll, p, q);
   }
 };
 
 template <class S>
 struct GhmcLoss {
-  const double* bin_weight;  // [bins]
-  int32_t bins;
+  const BinWeights<S>& beta_of;
   template <class V, class M>
-  ValueSlope<V> operator()(V nll, V /*p*/, V q, M /*valid*/) const {
-    V beta;
-    for (int lane = 0; lane < W; ++lane) beta[lane] = S(bin_weight[ghm_bin(q[lane], bins)]);
+  FASTLOSS_LANE_FN ValueSlope<V> operator()(V nll, V /*p*/, V q, M /*valid*/) const {
+    V beta = beta_of(q);
     return {beta * nll, beta};
   }
 };
 
-// Not a loss: counts where the decisions' gradient norms fall. Integers, so the order does not matter.
+// Not a loss: counts where the decisions' gradient norms fall.
 struct Histogram {
-  int64_t* counts;  // [bins]
-  int32_t bins;
+  const LaneCounts& counts;
   template <class V, class M>
-  ValueSlope<V> operator()(V /*nll*/, V /*p*/, V q, M valid) const {
-    for (int lane = 0; lane < W; ++lane) {
-      if (valid[lane]) counts[ghm_bin(q[lane], bins)] += 1;
-    }
+  FASTLOSS_LANE_FN ValueSlope<V> operator()(V /*nll*/, V /*p*/, V q, M valid) const {
+    counts.add(q, valid);
     return {V{}, V{}};
   }
 };
@@ -209,6 +228,7 @@ struct SoftmaxBlock {
   const S* weight = static_cast<const S*>(params.weight);  // [C] or null
   const T* input = static_cast<const T*>(params.input);
   T* grad = static_cast<T*>(params.grad);
+  const bool streaming = streams(params);
 
   SoftmaxBlock(const SoftmaxParams& p, const SoftmaxScale& s, LossOf loss)
       : params(p),
@@ -251,45 +271,85 @@ struct SoftmaxBlock {
 
   // ---- tile: W decisions at a time
 
+  // -1 where a decision is ignored, and beyond count.
+  M targets(int64_t position, int count) const {
+    i64 y = i64{} - 1;
+    if (count < W) {
+      for (int lane = 0; lane < count; ++lane) y[lane] = target_of(position + lane);
+    } else if (params.target_is_int64) {
+      y = load_bits<i64>(static_cast<const int64_t*>(params.target) + position);
+    } else {
+      y = __builtin_convertvector(load_bits<i32>(static_cast<const int32_t*>(params.target) + position), i64);
+    }
+    return __builtin_convertvector(y == params.ignore_index ? i64{} - 1 : y, M);
+  }
+
+  V weights_of(M target, M valid) const {
+    V row_weight = select(valid, V{} + 1, V{});
+    if (weight) {
+      for (int lane = 0; lane < W; ++lane) row_weight[lane] = valid[lane] ? weight[target[lane]] : S(0);
+    }
+    return row_weight;
+  }
+
   double tiles(int64_t begin, int64_t end) const {
-    std::unique_ptr<V[]> staged(new V[params.C]);  // [C] of W decisions: logits in, exponentials, gradient out
+    const int64_t C = params.C;
+    const int most = strided_tiles();
+    std::unique_ptr<V[]> staged(new V[C * most]);  // [tiles, C] of W decisions: logits, exponentials, gradient
     Positions positions(params.layout, begin);
     f64 sum = {};
-    for (int64_t position = begin; position < end; position += W) {
-      int count = int(end - position < W ? end - position : W);
-      Tile tile(positions, count);
-      M target = M{} - 1;
-      V row_weight = {};
-      int num_valid = 0;
-      for (int lane = 0; lane < count; ++lane) {
-        int64_t y = target_of(position + lane);
-        if (y == params.ignore_index) continue;
-        target[lane] = y;
-        row_weight[lane] = weight_of(y);
-        num_valid += 1;
+    for (int64_t position = begin; position < end;) {
+      int64_t run = std::min(positions.run(), end - position) / W;
+      int tiles = int(std::clamp<int64_t>(run, 1, most));
+      bool strided = most > 1 && run > 0;
+      Tile first(positions, int(std::min<int64_t>(end - position, W)));
+      if (strided) {
+        positions.advance((tiles - 1) * W);
+        load_strided(input, params.layout, first, tiles, C, staged.get());
+      } else {
+        load_tile(input, params.layout, first, C, staged.get());
       }
-      V value = {};
-      if (num_valid > 0) {
-        load_tile(input, params.layout, tile, params.C, staged.get());
-        value = one_tile(staged.get(), target, row_weight, num_valid);
-      } else if (grad) {
-        for (int64_t c = 0; c < params.C; ++c) staged[c] = V{};
+      for (int i = 0; i < tiles; ++i, position += W) {
+        // The group that follows, fetched while this one is computed; a prefetch past the end does nothing.
+        const T* next = strided ? input + first.input[0] + (tiles + i) * W : nullptr;
+        V value = one_tile(staged.get() + i * C, position, first.count, next);
+        if (params.reduction == Reduction::none && params.loss) {
+          store_first(static_cast<S*>(params.loss) + position, value, first.count);
+        }
+        sum += __builtin_convertvector(value, f64);
       }
-      if (grad) store_tile(grad, params.layout, tile, params.C, staged.get());
-      if (params.reduction == Reduction::none && params.loss) {
-        store_first(static_cast<S*>(params.loss) + position, value, count);
+      if (!grad) continue;
+      if (strided) {
+        store_strided(grad, params.layout, first, tiles, C, staged.get(), streaming);
+      } else {
+        store_tile(grad, params.layout, first, C, staged.get());
       }
-      sum += __builtin_convertvector(value, f64);
     }
+    finish_streaming();
     return sum_lanes(sum);
   }
 
-  V one_tile(V* staged, M target, V row_weight, int num_valid) const {
+  // How many tiles with a strided class dimension are staged together, in half of an L2 cache; 1: it is not strided.
+  int strided_tiles() const {
+    const Layout& layout = params.layout;
+    int inner = layout.ndim - 1;
+    bool strided = layout.stride[inner] == 1 && (!grad || layout.grad_stride[inner] == 1);
+    return strided ? int(std::clamp<int64_t>(262144 / (params.C * int64_t(sizeof(V))), 1, 16)) : 1;
+  }
+
+  // staged [C]: logits in, gradient out.
+  V one_tile(V* staged, int64_t position, int count, const T* next) const {
     const int32_t C = int32_t(params.C);
-    M valid = target >= 0;
+    M target = targets(position, count);
+    M valid = target != M{} - 1;
+    if (!any(valid)) {
+      for (int32_t c = 0; c < C; ++c) staged[c] = V{};
+      return V{};
+    }
     Softmax softmax = {staged[0], V{}, V{}, V{}};
     for (int32_t c = 1; c < C; ++c) softmax.max = max(staged[c], softmax.max);
     for (int32_t c = 0; c < C; ++c) {
+      if (next) __builtin_prefetch(next + c * params.layout.class_stride, 0, 2);
       V x = staged[c];
       V shifted = x - softmax.max;
       V e = exp(shifted);
@@ -299,14 +359,14 @@ struct SoftmaxBlock {
       staged[c] = e;
     }
     Gradient gradient;
-    V value = finish(softmax, row_weight, valid, gradient);
+    V value = finish(softmax, weights_of(target, valid), valid, gradient);
     if (!grad) return value;
     for (int32_t c = 0; c < C; ++c) {
       V g = staged[c] * gradient.probability - select(target == c, gradient.onehot, V{});
       if constexpr (smooths) g -= weight_of(c) * (smooth * scale);
       staged[c] = g;
     }
-    if (num_valid < W) {  // an ignored decision has no gradient, whatever its logits: 0 * nan is not 0
+    if (any(~valid)) {  // an ignored decision has no gradient, whatever its logits: 0 * nan is not 0
       for (int32_t c = 0; c < C; ++c) staged[c] = select(valid, staged[c], V{});
     }
     return value;
@@ -323,24 +383,28 @@ struct SoftmaxBlock {
       const T* x = input + positions.offset(params.layout.stride);
       T* g = grad ? grad + positions.offset(params.layout.grad_stride) : nullptr;
       positions.advance(1);
+      const T* next = position + 1 < end ? input + positions.offset(params.layout.stride) : x;
       int64_t y = target_of(position);
       S value = 0;
       if (y != params.ignore_index) {
-        value = one_row(x, g, staged.get(), y);
+        value = one_row(x, g, staged.get(), y, next);
       } else if (g) {
         memset(g, 0, C * sizeof(T));
       }
       if (params.reduction == Reduction::none && params.loss) static_cast<S*>(params.loss)[position] = value;
       sum += double(value);
     }
+    finish_streaming();
     return sum;
   }
 
-  S one_row(const T* x, T* g, S* staged, int64_t y) const {
+  // next: the row that follows, fetched while this one is computed.
+  S one_row(const T* x, T* g, S* staged, int64_t y, const T* next) const {
     const int64_t C = params.C;
     const int64_t whole = C / W * W;
     const int rest = int(C - whole);
-    const M in_rest = lane_numbers<M>() < rest;
+    const M lanes = lane_numbers<M>();
+    const M in_rest = lanes < rest;
     const V lowest = V{} - S(INFINITY);
     V tail = rest ? select(in_rest, load_first(x + whole, rest), lowest) : lowest;
 
@@ -366,6 +430,8 @@ struct SoftmaxBlock {
     };
     c = 0;
     for (; c + 2 * W <= whole; c += 2 * W) {
+      __builtin_prefetch(next + c, 0, 2);
+      __builtin_prefetch(next + c + W, 0, 2);
       V a = exponential(load(x + c), c, sum[0]);
       V b = exponential(load(x + c + W), c + W, sum[1]);
       if constexpr (smooths) weighted += weights_at(c) * a + weights_at(c + W) * b;
@@ -385,26 +451,30 @@ struct SoftmaxBlock {
     if constexpr (smooths) softmax.weighted += S(sum_lanes(weighted));
 
     // One decision in the first lane: the vectors' log, exp and pow serve for scalars too.
-    M valid = lane_numbers<M>() == 0;
+    M valid = lanes == 0;
     Gradient gradient;
     V value = finish(softmax, V{} + weight_of(y), valid, gradient);
     if (!g) return value[0];
 
     const S probability = gradient.probability[0];
     const S smooth_scale = smooth * scale;
-    for (c = 0; c < whole; c += W) {
-      V out = load(staged + c) * probability;
-      if constexpr (smooths) out -= weights_at(c) * smooth_scale;
-      store(g + c, out);
+    auto part = [&](int64_t at, int count) {
+      V out = load(staged + at) * probability;
+      // Here and not afterwards: a streamed line would have to come back for it.
+      out -= select(lanes == M{} + ScalarOf<M>(y - at), gradient.onehot[0] + V{}, V{});
+      if constexpr (smooths) {
+        out -= (!weight ? V{} + 1 : count == W ? load(weight + at) : load_first(weight + at, count)) * smooth_scale;
+      }
+      return out;
+    };
+    c = 0;
+    if (streaming) {
+      while (c < W && !is_vector_aligned(g + c)) ++c;
+      store_first(g, part(0, int(c)), int(c));
+      for (; c + W <= C; c += W) store_streaming(g + c, part(c, W));
     }
-    if (rest) {
-      V out = load(staged + whole) * probability;
-      if constexpr (smooths) out -= (weight ? load_first(weight + whole, rest) : V{} + 1) * smooth_scale;
-      store_first(g + whole, out, rest);
-    }
-    S at_target = staged[y] * probability - gradient.onehot[0];
-    if constexpr (smooths) at_target -= weight_of(y) * smooth_scale;
-    store_one(g + y, at_target);
+    for (; c + W <= C; c += W) store(g + c, part(c, W));
+    if (c < C) store_first(g + c, part(c, int(C - c)), int(C - c));
     return value[0];
   }
 
@@ -422,8 +492,10 @@ inline double softmax_block_of(const SoftmaxParams& params, const SoftmaxScale& 
       return SoftmaxBlock<T, CrossEntropyLoss, false>(params, scale, {}).run(begin, end);
     case Loss::focal:
       return SoftmaxBlock<T, FocalLoss<S>, false>(params, scale, {{S(params.gamma)}}).run(begin, end);
-    case Loss::ghmc:
-      return SoftmaxBlock<T, GhmcLoss<S>, false>(params, scale, {params.bin_weight, params.ghm.bins}).run(begin, end);
+    case Loss::ghmc: {
+      const BinWeights<S> beta_of(params.bin_weight, params.ghm.bins);
+      return SoftmaxBlock<T, GhmcLoss<S>, false>(params, scale, {beta_of}).run(begin, end);
+    }
   }
   return 0;
 }
@@ -445,7 +517,8 @@ double softmax_block(const SoftmaxParams& params, const SoftmaxScale& scale, int
 
 // Adds the gradient norms of decisions [begin, end) to counts [bins]; params.grad and params.loss are null.
 void softmax_histogram_block(const SoftmaxParams& params, int64_t begin, int64_t end, int64_t* counts) {
-  const Histogram histogram{counts, params.ghm.bins};
+  const LaneCounts lane_counts(params.ghm.bins);
+  const Histogram histogram{lane_counts};
   const SoftmaxScale scale{};
   switch (params.dtype) {
     case DType::float32:
@@ -461,4 +534,5 @@ void softmax_histogram_block(const SoftmaxParams& params, int64_t begin, int64_t
       SoftmaxBlock<float16, Histogram, false>(params, scale, histogram).run(begin, end);
       break;
   }
+  lane_counts.add_to(counts);
 }
