@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <sstream>
 #include <stdexcept>
 #include <vector>
@@ -48,6 +49,8 @@ void check_device(const char* name, const Tensor& tensor, const Tensor& input) {
   if (!same_device(tensor, input)) refuse(name, " is on another device than input, but should be on the same.");
 }
 
+}  // namespace
+
 DType logits_dtype(const Tensor& input) {
   switch (input.scalar_type()) {
     case ScalarType::Float:
@@ -65,6 +68,35 @@ DType logits_dtype(const Tensor& input) {
 }
 
 ScalarType compute_type(DType dtype) { return dtype == DType::float64 ? ScalarType::Double : ScalarType::Float; }
+
+Layout make_layout(const Tensor& input, const OptionalTensor& grad, int64_t class_dim) {
+  Layout layout{};
+  layout.class_stride = class_dim < 0 ? 1 : input.stride(class_dim);
+  layout.grad_class_stride = class_dim < 0 || !grad ? 1 : grad->stride(class_dim);
+  layout.extent = 1;
+  for (int64_t d = 0; d < input.dim(); ++d) layout.extent += (input.size(d) - 1) * input.stride(d);
+  for (int64_t d = 0; d < input.dim(); ++d) {
+    int64_t size = input.size(d);
+    if (d == class_dim || size == 1) continue;
+    int64_t stride = input.stride(d), grad_stride = grad ? grad->stride(d) : 0;
+    int32_t last = layout.ndim - 1;
+    if (last >= 0 && layout.stride[last] == stride * size && layout.grad_stride[last] == grad_stride * size) {
+      layout.size[last] *= size;
+    } else {
+      if (layout.ndim == kMaxDims) {
+        refuse("input has more than ", kMaxDims, " dimensions that cannot be merged; call contiguous() on it.");
+      }
+      last = layout.ndim++;
+      layout.size[last] = size;
+    }
+    layout.stride[last] = stride;
+    layout.grad_stride[last] = grad_stride;
+  }
+  if (layout.ndim == 0) layout.size[layout.ndim++] = 1;
+  return layout;
+}
+
+namespace {
 
 Reduction parse_reduction(const std::string& reduction) {
   if (reduction == "none") return Reduction::none;
@@ -98,34 +130,6 @@ void check_grad(const Tensor& input, const Tensor& grad) {
   }
   check_device("grad", grad, input);
   check_no_overlap(grad);
-}
-
-// Merges the dimensions other than class_dim where memory allows it in the input and in the gradient.
-Layout make_layout(const Tensor& input, const OptionalTensor& grad, int64_t class_dim) {
-  Layout layout{};
-  layout.class_stride = input.stride(class_dim);
-  layout.grad_class_stride = grad ? grad->stride(class_dim) : 1;
-  layout.extent = 1;
-  for (int64_t d = 0; d < input.dim(); ++d) layout.extent += (input.size(d) - 1) * input.stride(d);
-  for (int64_t d = 0; d < input.dim(); ++d) {
-    int64_t size = input.size(d);
-    if (d == class_dim || size == 1) continue;
-    int64_t stride = input.stride(d), grad_stride = grad ? grad->stride(d) : 0;
-    int32_t last = layout.ndim - 1;
-    if (last >= 0 && layout.stride[last] == stride * size && layout.grad_stride[last] == grad_stride * size) {
-      layout.size[last] *= size;
-    } else {
-      if (layout.ndim == kMaxDims) {
-        refuse("input has more than ", kMaxDims, " dimensions that cannot be merged; call contiguous() on it.");
-      }
-      last = layout.ndim++;
-      layout.size[last] = size;
-    }
-    layout.stride[last] = stride;
-    layout.grad_stride[last] = grad_stride;
-  }
-  if (layout.ndim == 0) layout.size[layout.ndim++] = 1;
-  return layout;
 }
 
 }  // namespace
@@ -278,6 +282,15 @@ GhmState check_ghm(const Tensor& input, int64_t bins, double momentum, const std
 std::vector<std::string> cpu_capabilities();
 std::string cpu_capability();
 
+namespace {
+
+std::vector<std::string> split(const char* words) {
+  std::istringstream stream(words);
+  return {std::istream_iterator<std::string>(stream), {}};
+}
+
+}  // namespace
+
 }  // namespace fastloss
 
 // grad is where the gradient of the summed or averaged loss (of each decision's loss, for reduction 'none') is written,
@@ -301,6 +314,7 @@ STABLE_TORCH_LIBRARY(fastloss, m) {
       "sigmoid_ghmc_loss(Tensor input, Tensor(a!)? grad, Tensor target, Tensor? mask, Tensor(b!)? running_histogram, "
       "Tensor(c!)? num_updates, int bins, float momentum, str normalizer, bool bias_correction, bool training, "
       "str reduction, float grad_scale) -> (Tensor loss, Tensor bin_weight)");
+  m.def("scale_gradient(Tensor(a!) grad, Tensor grad_output, float factor) -> ()");
 }
 
 PYBIND11_MODULE(_C, m) {
@@ -310,6 +324,8 @@ PYBIND11_MODULE(_C, m) {
     info["version"] = FASTLOSS_VERSION;
     info["compiler"] = FASTLOSS_COMPILER;
     info["torch_abi"] = "2.13";
+    info["cuda_version"] = *FASTLOSS_CUDA_VERSION ? pybind11::cast(FASTLOSS_CUDA_VERSION) : pybind11::none();
+    info["cuda_architectures"] = fastloss::split(FASTLOSS_CUDA_ARCHITECTURES);
     info["cpu_capabilities"] = fastloss::cpu_capabilities();
     info["cpu_capability"] = fastloss::cpu_capability();
     return info;

@@ -48,6 +48,10 @@ GhmState check_ghm(const Tensor& input, int64_t bins, double momentum, const std
                    bool bias_correction, bool training, const OptionalTensor& running_histogram,
                    const OptionalTensor& num_updates);
 void check_range(const char* name, double value, double low, double high);
+// Merges the dimensions other than class_dim (-1: none) where memory allows it in the input and in the gradient.
+Layout make_layout(const Tensor& input, const OptionalTensor& grad, int64_t class_dim);
+DType logits_dtype(const Tensor& input);
+torch::headeronly::ScalarType compute_type(DType dtype);
 Tensor empty_like_device(const Tensor& like, int64_t size, torch::headeronly::ScalarType dtype);
 
 template <class Device>
