@@ -1,0 +1,271 @@
+"""The sigmoid losses' CUDA kernels, emulated: numbers, schedules, memory accesses and traffic."""
+
+import ctypes as C
+
+import pytest
+import torch
+from cases import DTYPES as ALL_DTYPES
+from cases import REDUCTIONS as ALL_REDUCTIONS
+from cases import assert_error, at_offset, clear_of_bin_edges, differentiate, largest, make_sigmoid
+from conftest import DTYPES, LOSSES, REDUCTIONS, SCHEDULES, Emulated, GhmState, compute_type
+
+from fastloss import reference
+
+SOURCE = """
+#include "sigmoid_loss.cuh"
+using namespace fastloss;
+extern "C" size_t params_bytes() { return sizeof(SigmoidParams); }
+extern "C" size_t workspace_bytes(const SigmoidParams* params) { return sigmoid_workspace_bytes(*params); }
+extern "C" int sigmoid_loss(const SigmoidParams* params, void* workspace) {
+  return launch_sigmoid_loss(*params, workspace, nullptr);
+}
+"""
+SETTINGS = {
+    "focal": ("sigmoid_focal_loss", {"alpha": 0.25, "gamma": 2.0}),
+    "focal_0.7": ("sigmoid_focal_loss", {"alpha": -1.0, "gamma": 0.7}),
+    "focal_0": ("sigmoid_focal_loss", {"alpha": 0.6, "gamma": 0.0}),
+    "ghmc": ("sigmoid_ghmc_loss", {"bins": 10}),
+    "ghmc_paper": ("sigmoid_ghmc_loss", {"bins": 3, "normalizer": "bins"}),
+    "ghmc_many_bins": ("sigmoid_ghmc_loss", {"bins": 5000}),
+}
+
+
+class SigmoidParams(C.Structure):
+    _fields_ = (
+        *((name, C.c_void_p) for name in ("input", "grad", "target", "mask", "loss", "bin_weight")),
+        ("N", C.c_int64),
+        ("alpha", C.c_double),
+        ("gamma", C.c_double),
+        ("grad_scale", C.c_double),
+        ("ghm", GhmState),
+        ("dtype", C.c_int32),
+        ("target_is_compute_type", C.c_bool),
+        ("reduction", C.c_int32),
+        ("kind", C.c_int32),
+    )
+
+
+class EmulatedSigmoid(Emulated):
+    def __init__(self, ptxsim):
+        super().__init__(ptxsim, SOURCE)
+        assert self.lib.lib.params_bytes() == C.sizeof(SigmoidParams), "SigmoidParams is not csrc/params.h's"
+
+    def loss(
+        self,
+        name,
+        input,
+        target,
+        mask=None,
+        *,
+        grad=None,
+        reduction="mean",
+        alpha=-1.0,
+        gamma=2.0,
+        grad_scale=1.0,
+        bins=10,
+        momentum=0.0,
+        normalizer="nonempty",
+        bias_correction=True,
+        running_histogram=None,
+        num_updates=None,
+        training=True,
+        **options,
+    ):
+        """Returns (loss, launches); the gradient is written to ``grad``, which may be the input."""
+        compute = compute_type(input.dtype)
+        loss = torch.full(input.shape if reduction == "none" else (), torch.nan, dtype=compute)
+        params = SigmoidParams(
+            input=input.data_ptr(),
+            grad=None if grad is None else grad.data_ptr(),
+            target=target.data_ptr(),
+            mask=None if mask is None else mask.data_ptr(),
+            loss=loss.data_ptr(),
+            N=input.numel(),
+            alpha=alpha,
+            gamma=gamma,
+            grad_scale=grad_scale,
+            dtype=DTYPES[input.dtype],
+            target_is_compute_type=target.dtype != input.dtype,
+            reduction=REDUCTIONS[reduction],
+            kind=LOSSES["ghmc" if "ghmc" in name else "focal"],
+        )
+        outputs, memories = [loss], [input, target]
+        if grad is not None and grad.data_ptr() != input.data_ptr():
+            outputs.append(grad)
+        if mask is not None:
+            memories.append(mask)
+        if "ghmc" in name:
+            params.ghm = GhmState(None, None, momentum, bins, normalizer == "nonempty", bias_correction, training)
+            bin_weight = torch.empty(bins, dtype=torch.float64)
+            params.bin_weight = bin_weight.data_ptr()
+            outputs.append(bin_weight)
+            if momentum > 0:
+                params.ghm.running_histogram = running_histogram.data_ptr()
+                params.ghm.num_updates = num_updates.data_ptr()
+                memories += [running_histogram, num_updates]
+        workspace_bytes = self.lib.lib.workspace_bytes
+        workspace_bytes.restype = C.c_size_t
+        workspace = self.workspace(workspace_bytes(C.byref(params)))
+        log = self.call(
+            "sigmoid_loss",
+            C.byref(params),
+            workspace,
+            outputs=[t for t in outputs if t.numel()],
+            memories=[t for t in memories if t.numel()],
+            **options,
+        )
+        return loss, log
+
+
+@pytest.fixture(scope="module")
+def sigmoid(ptxsim):
+    return EmulatedSigmoid(ptxsim)
+
+
+def check(sigmoid, case, x, target, mask=None, *, inplace=False, options=None, **settings):
+    """The accuracy rule of tests/cases.py for one emulated call. Returns (loss, gradient, launches)."""
+    name, defaults = SETTINGS[case]
+    settings = {"reduction": "mean", **defaults, **settings}
+    args = () if mask is None else (mask,)
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    eager = differentiate(getattr(reference, name), x.to(compute_type(x.dtype)), target, *args, **settings)
+    truth = differentiate(getattr(reference, name), x.double(), target.double(), *args, **settings)
+
+    grad = x.clone() if inplace else torch.full_like(x, torch.nan)
+    if x.storage_offset():
+        grad = at_offset(grad, x.storage_offset())
+    loss, log = sigmoid.loss(name, grad if inplace else x, target, *args, grad=grad, **settings, **(options or {}))
+    unit = 6 * torch.finfo(loss.dtype).eps
+    assert_error(loss, eager[0], truth[0], unit * largest(x, truth[0], 1), 0, f"{case} loss")
+    one = 1 / max(x.numel(), 1) if settings["reduction"] == "mean" else 1.0
+    rounding = torch.finfo(x.dtype).eps / 2 if half else 0
+    assert_error(grad, eager[1], truth[1], unit * largest(truth[1], one), rounding, f"{case} gradient")
+    return loss, grad, log
+
+
+def decisions(shape, dtype=torch.float32, soft=False, bins=()):
+    """Logits and targets whose bins do not depend on rounding, and a mask."""
+    x, target = make_sigmoid(shape, dtype, soft=soft)
+    for _ in range(20):  # a decision too near an edge is drawn again
+        norm = (x.double().sigmoid() - target.double()).abs()
+        clear = torch.stack([clear_of_bin_edges(norm, b) for b in bins]).all(0) if bins else norm > -1
+        x = torch.where(clear, x, torch.randn(shape).mul(3).to(dtype))
+    return x, torch.where(clear, target, 0).to(compute_type(dtype)), (torch.rand(shape) < 0.7) & clear
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+@pytest.mark.parametrize("case", SETTINGS)
+def test_numbers(sigmoid, case, dtype):
+    bins = {10, SETTINGS[case][1].get("bins", 10)} - {5000}
+    for reduction in ALL_REDUCTIONS:
+        for soft in (False, True):
+            x, target, mask = decisions((2, 1337), dtype, soft, bins)
+            if case == "ghmc_many_bins":  # any of 5000 edges is near: bins of few decisions, all hard to clear
+                x = x.sign() * torch.randint(1, 5, x.shape)
+            target = target.to(dtype) if reduction == "sum" else target
+            args = (mask,) if "ghmc" in case and reduction != "mean" else ()
+            check(sigmoid, case, x, target, *args, reduction=reduction)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", ["focal", "ghmc"])
+def test_any_schedule_gives_the_same_bits(sigmoid, case, dtype):
+    x, target, mask = decisions((9001,), dtype, soft=True, bins=[10])
+    args = (mask,) if case == "ghmc" else ()
+    for reduction in ("none", "mean"):
+        expected = check(sigmoid, case, x, target, *args, reduction=reduction)
+        for options in SCHEDULES:
+            got = check(sigmoid, case, x, target, *args, reduction=reduction, options=options)
+            assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+@pytest.mark.parametrize("offset", [1, 2, 3])
+def test_any_alignment(sigmoid, dtype, offset):
+    x, target, mask = decisions((517,), dtype, bins=[10])
+    for case in ("focal", "ghmc"):
+        args = (at_offset(mask, offset),) if case == "ghmc" else ()
+        check(sigmoid, case, at_offset(x, offset), at_offset(target.to(dtype), offset), *args, reduction="none")
+        check(sigmoid, case, x, at_offset(target, offset), *args)
+
+
+@pytest.mark.parametrize("case", ["focal", "focal_0.7", "ghmc"])
+def test_within_the_error_of_approximate_instructions(sigmoid, case):
+    x, target, _ = decisions((1000,), soft=True, bins=[10])
+    check(sigmoid, case, x, target, options={"approx_noise": True})
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+@pytest.mark.parametrize("case", ["focal", "ghmc"])
+def test_in_place(sigmoid, case, dtype):
+    x, target, _ = decisions((777,), dtype, bins=[10])
+    separate = check(sigmoid, case, x, target)
+    assert torch.equal(check(sigmoid, case, x, target, inplace=True, options=SCHEDULES[0])[1], separate[1])
+
+
+@pytest.mark.parametrize("case", ["focal", "ghmc"])
+def test_no_decisions(sigmoid, case):
+    name, settings = SETTINGS[case]
+    loss, _ = sigmoid.loss(name, torch.empty(0), torch.empty(0), reduction="sum", **settings)
+    assert loss == 0
+    loss, _ = sigmoid.loss(name, torch.empty(0), torch.empty(0), **settings)
+    assert loss == 0 if case == "ghmc" else loss.isnan()
+
+
+def test_all_masked(sigmoid):
+    grad = torch.full((100,), torch.nan)
+    loss, _ = sigmoid.loss(
+        "sigmoid_ghmc_loss", torch.full((100,), torch.nan), torch.ones(100), torch.zeros(100, dtype=bool), grad=grad
+    )
+    assert loss == 0 and grad.eq(0).all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("bias_correction", [True, False])
+def test_running_statistics(sigmoid, bias_correction, training):
+    state = {"running_histogram": torch.zeros(10, dtype=torch.float64), "num_updates": torch.zeros(10, dtype=int)}
+    expected = {name: tensor.clone() for name, tensor in state.items()}
+    for step in range(3):
+        x, target, mask = decisions((300,), bins=[10])
+        settings = {"momentum": 0.9, "bias_correction": bias_correction, "training": training or step == 0}
+        loss, _ = sigmoid.loss("sigmoid_ghmc_loss", x, target, mask, **settings, **state)
+        truth = reference.sigmoid_ghmc_loss(x.double(), target, mask, **settings, **expected)
+        torch.testing.assert_close(loss.double(), truth, rtol=1e-6, atol=0)
+        assert torch.equal(state["num_updates"], expected["num_updates"])
+        torch.testing.assert_close(state["running_histogram"], expected["running_histogram"], rtol=1e-15, atol=0)
+
+
+def test_large_logits_and_nan(sigmoid):
+    x = torch.tensor([0.0, 90.0, -90.0, 200.0, -200.0, 1e30, torch.inf, -torch.inf, torch.nan]).repeat(2)
+    target = torch.tensor([0.0, 1.0]).repeat_interleave(9)
+    for case in ("focal", "focal_0.7", "focal_0"):
+        name, settings = SETTINGS[case]
+        grad = torch.empty_like(x)
+        loss, _ = sigmoid.loss(name, x, target, grad=grad, reduction="none", **settings)
+        expected = differentiate(getattr(reference, name), x.double(), target, reduction="none", **settings)
+        finite = expected[1].isfinite()
+        torch.testing.assert_close(loss[:8].double(), expected[0][:8], rtol=1e-5, atol=1e-30)
+        torch.testing.assert_close(grad[finite].double(), expected[1][finite], rtol=1e-5, atol=1e-30)
+        assert grad[[8, 17]].isnan().all() and loss[[8, 17]].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+def test_each_byte_is_accessed_once(sigmoid, dtype):
+    """Read the logits and targets, write the gradient: nothing twice, and 32-byte sectors are fully used."""
+    n = 1 << 14
+    x, target = make_sigmoid((n,), dtype)
+    target, grad = target.to(dtype), torch.empty_like(x)
+    _, log = sigmoid.loss("sigmoid_focal_loss", x, target, grad=grad)
+    (_, _, _, _, stats), *others = log
+    assert not others
+    extra = 1 << 14  # partial sums and tickets
+    size = n * x.element_size()
+    assert 2 * size <= stats.gld_bytes <= 2 * size + extra and size <= stats.gst_bytes <= size + extra
+    assert stats.gld_req <= 2 * size / 512 + extra / 8  # 16 bytes a lane
+    _, log = sigmoid.loss("sigmoid_ghmc_loss", x, target, grad=grad)
+    assert [launch[0].split("<")[0].split("::")[-1] for launch in log] == ["sigmoid_histogram", "sigmoid_loss"]
+
+
+def test_emulator_runs_every_instruction(sigmoid):
+    for kernel in sigmoid.lib.module.kernels:
+        assert sigmoid.lib.module[kernel].unsupported() == [], kernel
