@@ -5,6 +5,7 @@ other, while a shared machine changes its speed; so it is given the measured tim
 """
 
 import os
+from functools import lru_cache
 
 import pytest
 import torch
@@ -32,21 +33,19 @@ def parameters():
             yield pytest.param(case, name, id=f"{case}-{name.replace(' ', '_')}", marks=marks)
 
 
-@pytest.fixture(scope="module")
-def samples(request):
-    option = request.config.getoption
-    return measure(request.param, float(option("benchmark_max_time")), option("benchmark_min_rounds"))
+measure_once = lru_cache(maxsize=1)(measure)  # a case's contenders follow one another
 
 
 @pytest.mark.benchmark(timer=clock)
-@pytest.mark.parametrize("samples, contender", parameters(), indirect=["samples"])
-def test_forward_backward(samples, contender, benchmark, request):
+@pytest.mark.parametrize("case, contender", parameters())
+def test_forward_backward(case, contender, benchmark, request):
     def replay():
         global replayed_time
         replayed_time += next(remaining)
 
-    case = request.node.callspec.params["samples"]
-    remaining = iter(samples[contender])
+    option = request.config.getoption
+    samples = measure_once(case, float(option("benchmark_max_time")), option("benchmark_min_rounds"))[contender]
+    remaining = iter(samples)
     benchmark.group = f"{case} {MALLOC} malloc"
     benchmark.extra_info.update(
         contender=contender,
@@ -60,4 +59,4 @@ def test_forward_backward(samples, contender, benchmark, request):
         fastloss=fastloss.__version__,
         torch=torch.__version__,
     )
-    benchmark.pedantic(replay, rounds=len(samples[contender]))
+    benchmark.pedantic(replay, rounds=len(samples))
