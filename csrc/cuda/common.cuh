@@ -21,6 +21,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -188,12 +189,14 @@ struct GhmcLoss {
 // ---- scratch memory
 
 // Grids are capped, so that there is a bound on the partial sums; blocks then loop. The caps do not depend on the GPU:
-// nor do the sums.
-constexpr int kMaxBlocks = 8192;
+// nor do the sums. Tests lower the first, so that small batches loop too.
+#ifndef FASTLOSS_MAX_BLOCKS
+#define FASTLOSS_MAX_BLOCKS 8192
+#endif
+constexpr int kMaxBlocks = FASTLOSS_MAX_BLOCKS;
 constexpr int kMaxCountBlocks = 256;
 
-// In the caller's workspace, uninitialised at first: the first kernel of a call that needs it calls reset_scratch. The
-// histogram, counts [bins], follows it.
+// In the caller's workspace, uninitialised at first. The histogram, counts [bins], follows it.
 struct Scratch {
   double loss[kMaxBlocks];                // of each block
   double target_weight[kMaxCountBlocks];  // of each block of count_targets
@@ -208,11 +211,10 @@ struct Scratch {
 
 inline size_t scratch_bytes(int32_t bins) { return sizeof(Scratch) + size_t(bins) * sizeof(unsigned long long); }
 
-// Called by every thread of a kernel.
-__device__ inline void reset_scratch(Scratch* scratch, int32_t bins) {
-  int32_t first = blockIdx.x * blockDim.x + threadIdx.x;  // grids are capped: no overflow
-  for (int32_t b = first; b < bins; b += gridDim.x * blockDim.x) scratch->counts()[b] = 0;
-  if (first == 0) scratch->loss_ticket = scratch->histogram_ticket = 0;
+// Zeroes tickets and histogram.
+inline cudaError_t reset_scratch(Scratch* scratch, int32_t bins, cudaStream_t stream) {
+  size_t before = offsetof(Scratch, loss_ticket);  // the tickets come last, then the counts
+  return cudaMemsetAsync(reinterpret_cast<char*>(scratch) + before, 0, scratch_bytes(bins) - before, stream);
 }
 
 // ---- ordered sums

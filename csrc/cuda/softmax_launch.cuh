@@ -1,5 +1,6 @@
-// Chooses the schedule, grid and shared memory of the softmax losses and launches them: at most two kernels for cross
-// entropy and focal, three for GHM-C (targets, histogram with its weights, loss and gradient).
+// Chooses the schedule, grid and shared memory of the softmax losses and launches them: a kernel that counts the
+// targets and one for loss and gradient; for GHM-C a memset, a kernel for histogram and weights, and one for loss and
+// gradient.
 #pragma once
 
 #include "softmax_loss.cuh"
@@ -83,22 +84,16 @@ cudaError_t launch_schedule(SoftmaxLaunch launch, const LossOf& loss_of, cudaStr
                        launch.staged_bytes, stream);
 }
 
-template <class S>
-cudaError_t launch_count(const SoftmaxLaunch& launch, int blocks, cudaStream_t stream) {
-  count_targets<S><<<blocks, kCountThreads, 0, stream>>>(launch);
-  return cudaGetLastError();
-}
-
-// Counts the targets, if anything of it is needed, and has the later launches read the denominator.
+// Writes to scratch what the later launches read.
 template <class T>
 cudaError_t prepare(SoftmaxLaunch& launch, cudaStream_t stream) {
   const SoftmaxParams& params = launch.params;
-  bool needed =
-      params.reduction != Reduction::none || params.kind == Loss::ghmc || (params.label_smoothing > 0 && params.weight);
-  if (!needed) return cudaSuccess;
-  int blocks = num_blocks(params.N, 16 * kCountThreads, kMaxCountBlocks);
-  if (params.reduction == Reduction::mean) launch.count_blocks = blocks;
-  return launch_count<Compute<T>>(launch, blocks, stream);
+  if (params.kind == Loss::ghmc) return reset_scratch(launch.scratch, params.ghm.bins, stream);
+  // Without a sum over decisions there is no ticket and no denominator.
+  if (params.reduction == Reduction::none && !(params.label_smoothing > 0 && params.weight)) return cudaSuccess;
+  launch.count_blocks = num_blocks(params.N, 16 * kCountThreads, kMaxCountBlocks);
+  count_targets<Compute<T>><<<launch.count_blocks, kCountThreads, 0, stream>>>(launch);
+  return cudaGetLastError();
 }
 
 template <class T>

@@ -9,7 +9,7 @@
 //              side, wherever the rows are. Read 1, write 1; a row too long for shared memory is read twice.
 //   positions  a thread per decision, coalesced across decisions; any strides. Read 1, or 2 with more classes than
 //              shared memory holds.
-// Precondition: `mean`'s denominator, tickets and histogram are in scratch (count_targets ran before).
+// Precondition: what scratch has to hold was written by an earlier launch (softmax_launch.cuh).
 #pragma once
 
 #undef NDEBUG  // the assertion on the targets is for users
@@ -30,7 +30,7 @@ struct SoftmaxLaunch {
   SoftmaxParams params;
   Scratch* scratch;
   int64_t* counts;      // [bins] where CountNorms leaves its histogram, or null: it becomes GHM-C's weights
-  int count_blocks;     // that left a part of the denominator in scratch; 0: the denominator is 1
+  int count_blocks;     // that left a part of the mean's denominator in scratch
   int tile_rows;        // tile: rows staged at a time
   int threads_per_row;  // rows
   int staged_bytes;     // rows: of shared memory for each row; positions: for the block; 0: logits are read twice
@@ -53,8 +53,8 @@ __device__ __forceinline__ int32_t target_of(const SoftmaxParams& params, int64_
   return int32_t(y);  // C is below 2^31
 }
 
-// Prepares scratch: sum of weight[target] (or the number of targets) over the decisions that are not ignored, in parts;
-// sum_k w_k; tickets and histogram.
+// Leaves in scratch: sum of weight[target] (or the number of targets) over the decisions that are not ignored, in
+// parts; sum_k w_k; the loss's ticket at zero.
 template <class S>
 __global__ void __launch_bounds__(kCountThreads) count_targets(const __grid_constant__ SoftmaxLaunch launch) {
   const SoftmaxParams& params = launch.params;
@@ -72,9 +72,11 @@ __global__ void __launch_bounds__(kCountThreads) count_targets(const __grid_cons
     sum = 0;
     for (int32_t c = threadIdx.x; weight && c < params.C; c += kCountThreads) sum += double(weight[c]);
     sum = block_sum(sum);
-    if (threadIdx.x == 0) scratch->class_weights = weight ? sum : double(params.C);
+    if (threadIdx.x == 0) {
+      scratch->class_weights = sum;
+      scratch->loss_ticket = 0;
+    }
   }
-  reset_scratch(scratch, params.ghm.bins);
 }
 
 // ---- one decision
@@ -146,23 +148,28 @@ struct SoftmaxBlock {
         loss_of(loss),
         weight(static_cast<const S*>(l.params.weight)),
         histogram(storage, l.scratch, l.params.ghm.bins) {
-    __shared__ double shared_denominator;
     denominator = 1;
-    if (launch.count_blocks > 0) {
-      if (threadIdx.x < 32) {  // one warp: every block of the grid does this
-        double sum = 0;
-        for (int i = threadIdx.x; i < launch.count_blocks; i += 32) sum += launch.scratch->target_weight[i];
-        sum = warp_sum(sum);
-        if (threadIdx.x == 0) shared_denominator = sum;
-      }
-      __syncthreads();  // it is written
-      denominator = shared_denominator;
+    if (!counts && params.reduction == Reduction::mean) {
+      denominator = params.kind == Loss::ghmc ? launch.scratch->num_decisions : target_weight();
     }
     scale = S(params.grad_scale / denominator);
     if constexpr (smooths) {
       class_weights = weight ? S(launch.scratch->class_weights) : S(params.C);
       smooth = S(params.label_smoothing / double(params.C));
     }
+  }
+
+  // The parts that count_targets left, in a fixed order.
+  __device__ double target_weight() const {
+    __shared__ double shared_sum;
+    if (threadIdx.x < 32) {  // one warp: every block of the grid does this
+      double sum = 0;
+      for (int i = threadIdx.x; i < launch.count_blocks; i += 32) sum += launch.scratch->target_weight[i];
+      sum = warp_sum(sum);
+      if (threadIdx.x == 0) shared_sum = sum;
+    }
+    __syncthreads();  // it is written
+    return shared_sum;
   }
 
   __device__ const T* input() const { return static_cast<const T*>(params.input); }
@@ -496,7 +503,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
 // ---- positions
 
 template <class T, class LossOf, bool smooths>
-__global__ void __launch_bounds__(kPositionThreads)
+__global__ void __launch_bounds__(kPositionThreads, 6)
     softmax_positions(const __grid_constant__ SoftmaxLaunch launch, const LossOf loss_of) {
   using S = Compute<T>;
   using Softmax = SoftmaxBlock<T, LossOf, smooths>;
