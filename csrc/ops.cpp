@@ -51,8 +51,8 @@ void check_device(const char* name, const Tensor& tensor, const Tensor& input) {
 
 }  // namespace
 
-DType logits_dtype(const Tensor& input) {
-  switch (input.scalar_type()) {
+DType floating_dtype(const char* name, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
     case ScalarType::Float:
       return DType::float32;
     case ScalarType::Double:
@@ -62,7 +62,7 @@ DType logits_dtype(const Tensor& input) {
     case ScalarType::Half:
       return DType::float16;
     default:
-      refuse("input has dtype ", toString(input.scalar_type()),
+      refuse(name, " has dtype ", toString(tensor.scalar_type()),
              ", but should have float32, float64, bfloat16 or float16.");
   }
 }
@@ -148,7 +148,7 @@ SoftmaxCall::SoftmaxCall(Loss kind, const Tensor& input, const Tensor& target_, 
                          const OptionalTensor& grad, int64_t ignore_index, const std::string& reduction)
     : target(target_), weight(weight_) {
   params.kind = kind;
-  params.dtype = logits_dtype(input);
+  params.dtype = floating_dtype("input", input);
   params.reduction = parse_reduction(reduction);
   params.ignore_index = ignore_index;
   if (input.dim() == 0) refuse("input has shape (), but should be (C), (N, C) or (N, C, d1, ...).");
@@ -180,7 +180,7 @@ SoftmaxCall::SoftmaxCall(Loss kind, const Tensor& input, const Tensor& target_, 
       refuse("weight has shape ", shape_of(*weight), ", but should be (", params.C, ",): one number a class.");
     }
     check_device("weight", *weight, input);
-    logits_dtype(*weight);
+    floating_dtype("weight", *weight);
     if (weight->scalar_type() != compute_type(params.dtype)) {
       weight = torch::stable::to(*weight, compute_type(params.dtype));
     }
@@ -202,13 +202,18 @@ SigmoidCall::SigmoidCall(Loss kind, const Tensor& input_, const Tensor& target_,
                          const OptionalTensor& grad_, const std::string& reduction)
     : input(input_), target(target_), mask(mask_), grad(grad_) {
   params.kind = kind;
-  params.dtype = logits_dtype(input);
+  params.dtype = floating_dtype("input", input);
   params.reduction = parse_reduction(reduction);
   params.N = input.numel();
   if (!same_sizes(target.sizes(), input.sizes())) {
     refuse("target has shape ", shape_of(target), ", but should have input's shape ", shape_of(input), ".");
   }
   check_device("target", target, input);
+  const ScalarType labels[] = {ScalarType::Bool,  ScalarType::Byte, ScalarType::Char,
+                               ScalarType::Short, ScalarType::Int,  ScalarType::Long};
+  if (std::find(std::begin(labels), std::end(labels), target.scalar_type()) == std::end(labels)) {
+    floating_dtype("target", target);
+  }
   params.target_is_compute_type = target.scalar_type() != input.scalar_type();
   if (params.target_is_compute_type && target.scalar_type() != compute_type(params.dtype)) {
     target = torch::stable::to(target, compute_type(params.dtype));

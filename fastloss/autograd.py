@@ -13,9 +13,9 @@ from . import reference
 ops = torch.ops.fastloss
 
 # Half-precision gradients of a mean over many decisions would underflow in float16 before a gradient scaler's factor
-# reaches them, so they are stored times this and divided by it in the backward pass. Every gradient of a mean is below
-# 16, and 16 * 4096 is the end of float16's range.
-FLOAT16_MEAN_SCALE = 4096.0
+# reaches them, so they are stored times this and divided by it in the backward pass. What they reach in the most
+# lopsided weighting is some hundreds, and 1024 * 64 is the end of float16's range.
+FLOAT16_MEAN_SCALE = 64.0
 
 
 def fused_loss(name: str, input: Tensor, inplace_backward: bool, *args) -> Tensor:
@@ -35,48 +35,56 @@ def fused_loss(name: str, input: Tensor, inplace_backward: bool, *args) -> Tenso
 class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, name, inplace_backward, *args):
-        scale = FLOAT16_MEAN_SCALE if input.dtype == torch.float16 and "mean" in args else 1.0
+        scale = 1.0
+        if input.dtype == torch.float16 and any(type(arg) is str and arg == "mean" for arg in args):
+            scale = FLOAT16_MEAN_SCALE
         grad = input.detach() if inplace_backward else torch.empty_like(input)
         loss = getattr(ops, name)(input, grad, *args, scale)
-        loss, bin_weight = (loss, None) if isinstance(loss, Tensor) else loss
+        bin_weight = None
+        if type(loss) is tuple:
+            loss, bin_weight = loss
         if inplace_backward:
             torch.autograd.graph.increment_version(input)
             ctx.save_for_backward(grad)
         else:
-            # Only a differentiable backward pass reads more than the gradient.
-            tensors = [arg if isinstance(arg, Tensor) else None for arg in args]
-            ctx.save_for_backward(grad, input, bin_weight, *tensors)
-        ctx.args = [None if isinstance(arg, Tensor) else arg for arg in args]
-        ctx.name, ctx.inplace_backward, ctx.scale, ctx.used = name, inplace_backward, scale, False
+            ctx.save_for_backward(grad, input)  # input: only for a backward pass that is itself differentiable
+        ctx.call = (name, inplace_backward, scale, args, bin_weight)
+        ctx.used = False
         return loss
 
     @staticmethod
     def backward(ctx, grad_output):
+        name, inplace_backward, scale, args, bin_weight = ctx.call
+        nothing = (None,) * (2 + len(args))
         compiling = torch.compiler.is_compiling()
         if torch.is_grad_enabled() and not compiling:
-            return (_differentiable_gradient(ctx, grad_output), *[None] * (2 + len(ctx.args)))
-        if ctx.inplace_backward and not compiling:
+            if inplace_backward:
+                raise RuntimeError(
+                    f"fastloss.{name} was called with inplace_backward=True, which destroys the logits, so its "
+                    "gradient cannot be differentiated again; create_graph=True needs inplace_backward=False."
+                )
+            input = ctx.saved_tensors[1]
+            loss = _REFERENCE[name](input, bin_weight, *args)
+            return torch.autograd.grad(loss, input, grad_output, create_graph=True)[0], *nothing
+        if inplace_backward and not compiling:
             if ctx.used:
                 raise RuntimeError(
-                    f"fastloss.{ctx.name} was called with inplace_backward=True, so its gradient exists once, in the "
+                    f"fastloss.{name} was called with inplace_backward=True, so its gradient exists once, in the "
                     "memory of the logits; a second backward pass needs inplace_backward=False."
                 )
             ctx.used = True
-        grad = ctx.saved_tensors[0]
-        # The saved gradient may be changed only if nobody will ask for it again.
-        overwrite = not compiling and (
-            ctx.inplace_backward or not torch._C._autograd._get_current_graph_task_keep_graph()
-        )
-        return (_scaled(grad, grad_output, 1 / ctx.scale, overwrite, compiling), *[None] * (2 + len(ctx.args)))
+        # The saved gradient itself may go to the caller only if nobody will ask for it again.
+        overwrite = not compiling and (inplace_backward or not torch._C._autograd._get_current_graph_task_keep_graph())
+        return _scaled(ctx.saved_tensors[0], grad_output, 1 / scale, overwrite, compiling), *nothing
 
 
 def _scaled(grad, grad_output, factor, overwrite, compiling):
-    """``grad * grad_output * factor``, rounded once; grad itself where that is the same."""
-    if grad_output.dim() == 0 and grad.device.type == "cpu" and not compiling:
+    """``grad * grad_output * factor``, rounded once. With overwrite in grad's own memory, else in new memory."""
+    if grad_output.dim() == 0 and grad.is_cpu and not compiling:
         factor *= grad_output.item()
-        if factor == 1:
-            return grad
-        return grad.mul_(factor) if overwrite else grad * factor
+        if not overwrite:
+            return grad * factor
+        return grad if factor == 1 else grad.mul_(factor)
     if factor != 1:
         grad_output = grad_output * factor
     if grad_output.dim() == grad.dim() - 1 and grad_output.dim() > 0:
@@ -86,18 +94,6 @@ def _scaled(grad, grad_output, factor, overwrite, compiling):
 
 def _float_of(grad):
     return torch.float64 if grad.dtype == torch.float64 else torch.float32
-
-
-def _differentiable_gradient(ctx, grad_output):
-    if ctx.inplace_backward:
-        raise RuntimeError(
-            f"fastloss.{ctx.name} was called with inplace_backward=True, which destroys the logits, so its gradient "
-            "cannot be differentiated again; create_graph=True needs inplace_backward=False."
-        )
-    _, input, bin_weight, *tensors = ctx.saved_tensors
-    args = [arg if tensor is None else tensor for arg, tensor in zip(ctx.args, tensors, strict=True)]
-    loss = _REFERENCE[ctx.name](input, bin_weight, *args)
-    return torch.autograd.grad(loss, input, grad_output, create_graph=True)[0]
 
 
 # The reference with an op's arguments. GHM-C's weights are constants of the backward pass: those of the forward pass.
@@ -123,23 +119,30 @@ _REFERENCE = {
 # ---- what torch.compile and meta tensors see: shapes and dtypes
 
 
-def _fake_loss(input, decisions, reduction):
+def _fake_loss(input, reduction, target, *tensors):
+    """Only here a meta tensor meets one with data: the dispatcher prefers the fake. The checks are the ops' own."""
+    for tensor in (target, *tensors):
+        if tensor is not None and tensor.device != input.device:
+            raise ValueError(
+                f"target, weight or mask is on {tensor.device}, but should be on the device of input: {input.device}."
+            )
+    decisions = target.shape
     return input.new_empty(decisions if reduction == "none" else (), dtype=_float_of(input))
 
 
 @torch.library.register_fake("fastloss::cross_entropy")
 def _(input, grad, target, weight, ignore_index, reduction, label_smoothing, grad_scale):
-    return _fake_loss(input, target.shape, reduction)
+    return _fake_loss(input, reduction, target, weight)
 
 
 @torch.library.register_fake("fastloss::focal_loss")
 def _(input, grad, target, weight, ignore_index, reduction, gamma, grad_scale):
-    return _fake_loss(input, target.shape, reduction)
+    return _fake_loss(input, reduction, target, weight)
 
 
 @torch.library.register_fake("fastloss::ghmc_loss")
 def _(input, grad, target, histogram, updates, bins, momentum, normalizer, correction, training, ignore, reduction, s):
-    return _fake_loss(input, target.shape, reduction), input.new_empty(bins, dtype=torch.float64)
+    return _fake_loss(input, reduction, target), input.new_empty(bins, dtype=torch.float64)
 
 
 @torch.library.register_fake("fastloss::gradient_norm_histogram")
@@ -149,9 +152,9 @@ def _(input, target, bins, ignore_index):
 
 @torch.library.register_fake("fastloss::sigmoid_focal_loss")
 def _(input, grad, target, alpha, gamma, reduction, grad_scale):
-    return _fake_loss(input, input.shape, reduction)
+    return _fake_loss(input, reduction, target)
 
 
 @torch.library.register_fake("fastloss::sigmoid_ghmc_loss")
 def _(input, grad, target, mask, histogram, updates, bins, momentum, normalizer, correction, training, reduction, s):
-    return _fake_loss(input, input.shape, reduction), input.new_empty(bins, dtype=torch.float64)
+    return _fake_loss(input, reduction, target, mask), input.new_empty(bins, dtype=torch.float64)
