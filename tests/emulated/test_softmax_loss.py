@@ -1,0 +1,330 @@
+"""The softmax kernels and their launchers against fastloss.reference in float64, in the emulator."""
+
+import numpy as np
+import pytest
+import torch
+from emulator import SCHEDULES
+
+from fastloss import reference
+
+LOSSES = {
+    "cross_entropy": (reference.cross_entropy, {}),
+    "smoothing": (reference.cross_entropy, {"label_smoothing": 0.1}),
+    "focal": (reference.focal_loss, {"gamma": 2.0}),
+    "ghmc": (reference.ghmc_loss, {"bins": 10}),
+}
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+# What one rounding to the dtype may be off after a computation in float32 (float64), relative to the largest gradient.
+GRADIENT_TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12, torch.bfloat16: 4e-3, torch.float16: 5e-4}
+LOSS_TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12, torch.bfloat16: 2e-6, torch.float16: 2e-6}
+
+
+def batch(shape, dtype=torch.float32, ignored=0.1):
+    """Logits (N, C, ...) and targets, some of them ignored."""
+    input = (torch.randn(shape) * 3).to(dtype)
+    target = torch.randint(0, shape[1], (shape[0], *shape[2:]))
+    target[torch.rand(target.shape) < ignored] = -100
+    return input, target
+
+
+def expected(name, input, target, weight=None, **settings):
+    """(loss, gradient) of the reference in float64."""
+    function, defaults = LOSSES[name]
+    input = input.detach().double().clone().requires_grad_()
+    if weight is not None:
+        settings["weight"] = weight.double()
+    loss = function(input, target, **{**defaults, **settings})
+    loss.sum().backward()
+    return loss.detach(), input.grad
+
+
+def run(softmax, name, input, target, weight=None, **settings):
+    kind = "cross_entropy" if name == "smoothing" else name
+    return softmax.loss(kind, input, target, weight, **{**LOSSES[name][1], **settings})
+
+
+def check(softmax, name, input, target, weight=None, *, grad=None, options=None, **settings):
+    """Loss and gradient are the reference's. grad: where the gradient goes, the input itself for in place."""
+    loss, gradient = expected(name, input, target, weight, **settings)
+    grad = torch.empty_like(input) if grad is None else grad
+    dtype = input.dtype
+    got, log = run(softmax, name, input, target, weight, grad=grad, **settings, **(options or {}))
+    torch.testing.assert_close(
+        got.double(), loss, rtol=LOSS_TOLERANCE[dtype], atol=LOSS_TOLERANCE[dtype], equal_nan=True
+    )
+    scale = gradient.abs().max().item() if gradient.numel() else 0.0
+    torch.testing.assert_close(grad.double(), gradient, rtol=0, atol=GRADIENT_TOLERANCE[dtype] * scale + 1e-12)
+    return got, log
+
+
+def kernels(log):
+    return [name.split("::")[1].split("<")[0] for name, *_ in log]
+
+
+def test_emulator_runs_every_instruction(softmax):
+    module = softmax.lib.module
+    assert len(module.kernels) > 60
+    assert {name: unsupported for name in module.kernels if (unsupported := module[name].unsupported())} == {}
+
+
+# 1..32: tile; 33, 100, 1000: part of a warp and a warp per row; 4097: a block; 50257: staged, or read twice, by dtype.
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("C", [1, 2, 3, 7, 11, 16, 31, 32, 33, 100, 1000, 4097, 50257])
+def test_matches_reference(softmax, C, dtype):
+    input, target = batch((37 if C < 1000 else 5 if C < 10000 else 2, C), dtype)
+    target[0] = C - 1
+    weight = torch.rand(C) + 0.5
+    check(softmax, "cross_entropy", input, target)
+    check(softmax, "smoothing", input, target, weight, reduction="sum")
+    check(softmax, "focal", input, target, weight)
+    check(softmax, "ghmc", input, target)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("C", [11, 100])
+def test_reductions_weights_and_int32_targets(softmax, name, C):
+    input, target = batch((29, C))
+    for reduction in ("none", "mean", "sum"):
+        for weight in (None,) if name == "ghmc" else (None, torch.rand(C)):
+            check(softmax, name, input, target.int(), weight, reduction=reduction)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 3.7])
+def test_focal_gamma(softmax, gamma):
+    input, target = batch((33, 7))
+    input[3] = torch.tensor([100.0, 0, 0, 0, 0, 0, 0])  # p = 1: q^(gamma - 1) would be infinite
+    target[3] = 0
+    check(softmax, "focal", input, target, gamma=gamma)
+
+
+@pytest.mark.parametrize("shape", [(0, 11), (0, 100), (1, 11), (1, 100), (0, 3, 4), (1, 3, 1)])
+@pytest.mark.parametrize("name", LOSSES)
+def test_empty_and_single(softmax, name, shape):
+    input, target = batch(shape, ignored=0)
+    for reduction in ("none", "mean", "sum"):
+        check(softmax, name, input, target, reduction=reduction)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("shape", [(1300, 3), (1100, 40), (19, 2100), (3, 5, 750)], ids=str)
+def test_more_rows_than_blocks(softmax, name, shape):
+    """The grid is capped, so blocks loop over tiles, rows and positions."""
+    _, log = check(softmax, name, *batch(shape))
+    (grid, *_), (threads, *_) = log[-1][1:3]
+    assert grid <= 16 and grid * threads < shape[0] * (750 if len(shape) == 3 else threads if shape[1] > 2000 else 4)
+
+
+def test_several_rows_a_thread(softmax):
+    input, target = batch((2**17 + 77, 2))
+    _, log = check(softmax, "cross_entropy", input, target)
+    assert log[-1][3] > 8 * 128 * 2 * 4  # bytes of shared memory: 8 rows for each of 128 threads
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("shape", [(300, 11), (70, 100), (9, 2100), (5, 6, 60)], ids=str)
+def test_any_schedule_gives_the_same_bits(softmax, name, shape):
+    input, target = batch(shape)
+    first, grad = check(softmax, name, input, target)[0], torch.empty_like(input)
+    run(softmax, name, input, target, grad=grad)
+    for options in SCHEDULES:
+        other = torch.empty_like(input)
+        loss, _ = run(softmax, name, input, target, grad=other, **options)
+        assert torch.equal(loss, first)
+        assert torch.equal(other, grad)
+
+
+@pytest.mark.parametrize("shape", [(40, 11), (10, 100), (3, 5, 20)], ids=str)
+def test_errors_of_the_hardware_functions(softmax, shape):
+    """ex2, lg2, rcp and the like as inexact as the hardware may be."""
+    for name in LOSSES:
+        check(softmax, name, *batch(shape), options={"approx_noise": True})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(37, 11), (13, 33), (5, 1001), (3, 4, 9)], ids=str)
+def test_misaligned_tensors(softmax, shape, dtype):
+    """Slices start at any element; input and gradient may differ in alignment."""
+    input, target = batch(shape, dtype)
+    size = input.numel()
+    for offset, grad_offset in ((1, 1), (1, 0), (0, 3), (2, 5)):
+        moved = torch.zeros(size + 8, dtype=dtype)[offset:][:size].view(shape).copy_(input)
+        grad = torch.zeros(size + 8, dtype=dtype)[grad_offset:][:size].view(shape)
+        check(softmax, "cross_entropy", moved, target, grad=grad)
+
+
+def layouts(dtype=torch.float32):
+    """Logits and gradient in every arrangement of memory; each a function that gives uninitialised tensors."""
+    empty = lambda *shape: torch.empty(shape, dtype=dtype)  # noqa: E731
+    return {
+        "images": lambda: empty(3, 5, 6, 7),
+        "many classes": lambda: empty(2, 130, 9),
+        "channels last": lambda: empty(3, 6, 7, 5).permute(0, 3, 1, 2),
+        "class dimension first": lambda: empty(9, 37).t(),
+        "sliced rows": lambda: empty(37, 20)[:, 3:14],
+        "sliced wide rows": lambda: empty(7, 80)[:, 5:65],
+        "every other row": lambda: empty(74, 11)[::2],
+        "every other class": lambda: empty(37, 22)[:, ::2],
+        "three dimensions that do not merge": lambda: empty(3, 4, 11, 5).permute(1, 2, 3, 0),
+        "one class dimension only": lambda: empty(11),
+    }
+
+
+@pytest.mark.parametrize("layout", layouts())
+@pytest.mark.parametrize("name", ["smoothing", "ghmc"])
+def test_strides(softmax, layout, name):
+    input = layouts()[layout]().normal_()
+    C = input.shape[0 if input.dim() == 1 else 1]
+    target = torch.randint(0, C, (() if input.dim() == 1 else (input.shape[0], *input.shape[2:])))
+    check(softmax, name, input, target)  # empty_like drops gaps
+    check(softmax, name, input, target, grad=layouts()[layout]().fill_(torch.nan))
+    check(softmax, name, input, target, grad=torch.empty(input.shape))
+
+
+def test_gaps_are_not_written(softmax):
+    for shape, columns in (((37, 20), slice(3, 14)), ((7, 80), slice(5, 65)), ((37, 22), slice(None, None, 2))):
+        input = torch.randn(shape)[:, columns]
+        whole = torch.full(shape, 7.0)
+        check(softmax, "focal", input, torch.randint(0, input.shape[1], shape[:1]), grad=whole[:, columns])
+        whole[:, columns] = 7.0
+        assert (whole == 7).all()
+
+
+def test_expanded_input(softmax):
+    input = torch.randn(1, 6).expand(20, 6)
+    check(softmax, "focal", input, torch.randint(0, 6, (20,)), grad=torch.empty(20, 6))
+
+
+@pytest.mark.parametrize("shape", [(300, 11), (70, 100), (3, 2100), (5, 6, 60), (3, 100, 50)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_in_place(softmax, shape, dtype):
+    for name in LOSSES:
+        input, target = batch(shape, dtype)
+        check(softmax, name, input, target, grad=input, options=SCHEDULES[0])
+
+
+def test_in_place_row_longer_than_shared_memory(softmax):
+    input, target = batch((2, 50257), ignored=0)
+    check(softmax, "smoothing", input, target, grad=input, options=SCHEDULES[1])
+
+
+@pytest.mark.parametrize("shape", [(40, 11), (20, 100), (4, 5, 10)], ids=str)
+@pytest.mark.parametrize("name", LOSSES)
+def test_ignored_rows(softmax, name, shape):
+    """They count for nothing, whatever their logits: gradient 0, also where 0 * nan would be nan."""
+    input, target = batch(shape, ignored=0.3)
+    check(softmax, name, input, target.where(target >= 0, 3), ignore_index=3)
+    clean, grad = expected(name, input, target)[0], torch.empty_like(input)
+    rows = input.movedim(1, -1)
+    rows[target == -100] = torch.nan
+    loss, _ = run(softmax, name, input, target, grad=grad)
+    torch.testing.assert_close(loss.double(), clean, rtol=2e-6, atol=0)
+    assert (grad.movedim(1, -1)[target == -100] == 0).all() and grad.isfinite().all()
+    target.fill_(-100)
+    for reduction, value in (("mean", np.nan), ("sum", 0.0)):
+        loss, _ = run(softmax, name, input, target, grad=grad, reduction=reduction)
+        np.testing.assert_equal(loss.item(), value)
+        assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("C", [11, 100])
+def test_extreme_logits(softmax, C):
+    input, target = batch((8, C), ignored=0)
+    input[0] = 1e4 * torch.randn(C)
+    input[1] = -3e38
+    input[2, 1:] = -torch.inf  # masked classes
+    target[2] = 0
+    input[3] = 0
+    input[3, 5], target[3] = 200, 5  # p = 1
+    input[4] = 0
+    input[4, 5], target[4] = 200, 6  # p = 0
+    input[5, C - 1] = 88.0
+    for name in ("cross_entropy", "focal", "ghmc"):
+        check(softmax, name, input, target, reduction="none")
+    input[6, 2] = torch.nan
+    input[7] = torch.inf
+    for name in ("cross_entropy", "focal"):
+        loss, _ = run(softmax, name, input, target, grad=torch.empty_like(input), reduction="none")
+        assert loss[:6].isfinite().all() and loss[6:].isnan().all()
+
+
+@pytest.mark.parametrize("shape", [(5, 11), (5, 100), (5, 3, 4)], ids=str)
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_target_out_of_range_ends_the_kernel(softmax, ptxsim, shape, reduction):
+    for bad in (shape[1], -1, 2**40):
+        input, target = batch(shape)
+        target.view(-1)[3] = bad
+        with pytest.raises(ptxsim.SimError, match="target should be in"):
+            run(softmax, "cross_entropy", input, target, torch.rand(shape[1]), reduction=reduction)
+
+
+def test_loss_without_gradient_reads_once(softmax):
+    input, target = batch((64, 1000), torch.float32)
+    for name in ("cross_entropy", "focal"):
+        loss, log = run(softmax, name, input, target)
+        torch.testing.assert_close(loss.double(), expected(name, input, target)[0], rtol=2e-6, atol=0)
+        assert log[-1][-1].gld_sectors * 32 < 1.05 * input.nbytes
+
+
+def test_gradient_scale(softmax):
+    input, target = batch((20, 11), torch.float16)
+    grad = torch.empty_like(input)
+    run(softmax, "cross_entropy", input, target, grad=grad, grad_scale=4096.0)
+    torch.testing.assert_close(grad.double() / 4096, expected("cross_entropy", input, target)[1], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("bias_correction", [True, False])
+def test_ghmc_momentum(softmax, training, bias_correction):
+    """Two steps; the running statistics are the reference's, to the bit in the counts."""
+    states = [(torch.zeros(10, dtype=torch.float64), torch.zeros(10, dtype=torch.int64)) for _ in range(2)]
+    settings = {"momentum": 0.9, "bias_correction": bias_correction, "normalizer": "bins"}
+    for train in (True, training):
+        input, target = batch((50, 11))
+        grad = torch.empty_like(input)
+        outcomes = []
+        for function, (histogram, updates) in zip((expected, run), states, strict=True):
+            state = {"running_histogram": histogram, "num_updates": updates, "training": train, **settings}
+            if function is expected:
+                outcomes.append(function("ghmc", input, target, **state))
+            else:
+                outcomes.append((function(softmax, "ghmc", input, target, grad=grad, **state)[0], grad))
+        for want, got in zip(*outcomes, strict=True):
+            torch.testing.assert_close(got.double(), want, rtol=2e-6, atol=1e-8)
+        torch.testing.assert_close(states[1][0], states[0][0], rtol=1e-14, atol=0)
+        assert torch.equal(states[1][1], states[0][1])
+
+
+@pytest.mark.parametrize("bins", [1, 10, 100, 300, 65536])
+@pytest.mark.parametrize("shape", [(300, 11), (50, 100), (3, 5, 60)], ids=str)
+def test_histogram(softmax, shape, bins):
+    """65536 bins are counted in global memory, fewer in one to 32 copies in shared memory."""
+    input, target = batch(shape, torch.float64)  # float64: no decision on another side of a bin's edge
+    want = reference.gradient_norm_histogram(input, target, bins=bins)
+    assert torch.equal(softmax.histogram(input, target, bins=bins), want)
+    assert torch.equal(softmax.histogram(input, target, bins=bins, **SCHEDULES[2]), want)
+
+
+@pytest.mark.parametrize("shape", [(6400, 11), (256, 1000), (2, 32768)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_traffic_and_launches(softmax, shape, dtype):
+    """Logits are read once (GHM-C: twice) and the gradient written once; two kernels."""
+    input, target = batch(shape, dtype)
+    for name, passes, launches in (("cross_entropy", 2, 2), ("focal", 2, 2), ("ghmc", 3, 2)):
+        _, log = run(softmax, name, input, target, grad=torch.empty_like(input))
+        assert len(log) == launches
+        sectors = sum(stats.gld_sectors + stats.gst_sectors for *_, stats in log)
+        # GHM-C's weights, 80 bytes that stay in the L1 cache, are looked up once a decision: 3 sectors a warp.
+        lookups = 3 * 32 * len(target) / 32 if name == "ghmc" else 0
+        assert 32 * sectors < 1.05 * passes * input.nbytes + launches * target.nbytes + lookups
+        for *_, stats in log[-1:]:
+            assert stats.load_efficiency > 0.95
+            assert stats.gst_bytes < 1000 or stats.store_efficiency > 0.95
+    _, log = run(softmax, "focal", input, target, grad=torch.empty_like(input), reduction="none")
+    assert kernels(log) in (["softmax_tile"], ["softmax_rows"])
+
+
+def test_conflict_free_shared_memory(softmax):
+    """A warp's rows are in 32 banks for every number of classes; two halves of an odd row share a bank."""
+    for C in range(1, 33):
+        _, log = run(softmax, "cross_entropy", *batch((256, C), ignored=0), grad=torch.empty(256, C))
+        assert log[-1][-1].shared_conflict < 1.25, C
