@@ -119,3 +119,16 @@ def test_smoothing_leaves_ignored_decisions_alone(device):
     torch.testing.assert_close(whole, kept)
     torch.testing.assert_close(grad[counts], kept_grad)
     assert grad[~counts].eq(0).all()
+
+
+@pytest.mark.parametrize(
+    "name, settings", [("focal_loss", {"gamma": 0.7}), ("focal_loss", {"gamma": 2}), ("ghmc_loss", {})]
+)
+@pytest.mark.parametrize("classes", [4, 150])
+def test_a_nan_logit_spoils_its_own_decision_only(classes, name, settings, device):
+    """Never silently a number: its loss and its whole gradient are nan."""
+    x, target = make_softmax((37, classes), device=device, ignored=0)
+    x[5, 1] = x[20, 0] = NAN
+    loss, grad = differentiate(getattr(fastloss, name), x, target, reduction="none", **settings)
+    spoilt = x.isnan().any(1)
+    assert torch.equal(loss.isnan(), spoilt) and torch.equal(grad.isnan(), spoilt[:, None].expand_as(grad))
