@@ -1,0 +1,48 @@
+"""What nvcc makes of the CUDA kernels: no register spills, 16-byte accesses; what a build without CUDA does instead."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastloss
+
+ROOT = Path(__file__).parents[1]
+REPORT = ROOT / "tools" / "cuda_report.py"
+
+
+# Ampere's and Hopper's: ptxas decides differently for each. `python tools/cuda_report.py` does them all.
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+@pytest.mark.parametrize("architecture", ["8.0", "9.0"])
+def test_no_spills_and_16_byte_accesses(architecture):
+    run = subprocess.run([sys.executable, REPORT, architecture], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    for kernel in ("softmax_tile", "softmax_rows", "softmax_positions", "sigmoid_loss", "scale_dense"):
+        assert f" {kernel}<float" in run.stdout
+
+
+def test_build_info():
+    info = fastloss.build_info()
+    if info["cuda_version"] is None:
+        assert info["cuda_architectures"] == []
+    else:
+        assert float(info["cuda_version"]) >= 12 and info["cuda_architectures"]
+
+
+@pytest.mark.skipif(fastloss.build_info()["cuda_version"] is not None, reason="built with CUDA")
+@pytest.mark.parametrize("name", ["cross_entropy", "focal_loss", "ghmc_loss", "gradient_norm_histogram"])
+def test_a_build_without_cuda_says_what_to_do(name):
+    settings = {
+        "cross_entropy": (None, -100, "mean", 0.0, 1.0),
+        "focal_loss": (None, -100, "mean", 2.0, 1.0),
+        "ghmc_loss": (None, None, 10, 0.0, "nonempty", True, True, -100, "mean", 1.0),
+        "gradient_norm_histogram": (10, -100),
+    }[name]
+    grad = () if name == "gradient_norm_histogram" else (None,)
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)  # what a CUDA tensor would choose
+    op = getattr(torch.ops.fastloss, name).default
+    with pytest.raises(RuntimeError, match=r"built without CUDA; build it where nvcc is, with 'FASTLOSS_CUDA=1 pip"):
+        op.redispatch(cuda, torch.randn(4, 3), *grad, torch.tensor([0, 1, 2, 0]), *settings)
