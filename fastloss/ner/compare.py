@@ -126,7 +126,7 @@ def summarize(results: list[dict]) -> dict:
     pairs = []
     for a, b in combinations(losses, 2):
         counts_a, counts_b = (np.array([run["sentence_counts"] for run in runs[loss]]) for loss in (a, b))
-        pairs.append({"a": a, "b": b, **paired_bootstrap(counts_a, counts_b)})
+        pairs.append({"a": a, "b": b, "seeds": len(counts_a), **paired_bootstrap(counts_a, counts_b)})
     for pair, adjusted in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
         pair["adjusted_p"] = adjusted
         pair["real"] = adjusted < 0.05

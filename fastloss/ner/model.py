@@ -61,19 +61,23 @@ class TwoPointerModel(BertPreTrainedModel):
 
 def tiny_model(vocabulary_size: int, layers: int, hidden: int, max_length: int) -> TwoPointerModel:
     """A small BERT with random weights, for data without a pretrained encoder at hand."""
-    return TwoPointerModel(
-        BertConfig(
-            vocab_size=vocabulary_size,
-            hidden_size=hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=max(hidden // 32, 1),
-            intermediate_size=4 * hidden,
-            max_position_embeddings=max_length,
-            # Weights of this size break the symmetry of attention within the first epoch; 0.02 needs several.
-            initializer_range=0.05,
-            attention_probs_dropout_prob=0.0,
-        )
+    config = BertConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 32,
+        intermediate_size=4 * hidden,
+        max_position_embeddings=max_length,
+        # Weights of this size break the symmetry of attention within the first epoch; 0.02 needs several.
+        initializer_range=0.05,
+        attention_probs_dropout_prob=0.0,
     )
+    model = TwoPointerModel(config)
+    # Sinusoids to start from let a head find the neighbours of a character long before random positions would.
+    angles = torch.arange(max_length)[:, None] / 10_000 ** (torch.arange(0, hidden, 2) / hidden)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    model.bert.embeddings.position_embeddings.weight.data = waves * config.initializer_range * 2**0.5
+    return model
 
 
 def load_model(name: str) -> TwoPointerModel:

@@ -22,6 +22,8 @@ ARTICLE = {
     "focal": (0.6507, 0.8188, 0.8190, 0.8402, 0.8376, 0.8163, 0.8797, 0.8116, 0.8150, 0.7206, 0.8043),
     "ghmc": (0.6371, 0.8136, 0.8139, 0.8375, 0.8182, 0.8041, 0.8839, 0.8060, 0.8227, 0.7163, 0.7995),
 }
+REAL = "a real difference."
+REAL_FOR_ONE_SEED = "more than the choice of dev sentences explains, but one training each."
 HEADER = ["loss", *TYPES, "F1"]
 
 
@@ -73,7 +75,7 @@ def verdicts(summary: dict) -> list[str]:
         sentences.append(
             f"{ahead} is {abs(pair['difference']):.4f} above {behind} "
             f"(95% interval {low:+.4f} to {high:+.4f}, adjusted p = {pair['adjusted_p']:.3f}): "
-            + ("a real difference." if pair["real"] else "may be chance.")
+            + ("may be chance." if not pair["real"] else REAL if pair["seeds"] > 1 else REAL_FOR_ONE_SEED)
         )
     return sentences
 

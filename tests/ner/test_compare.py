@@ -166,11 +166,14 @@ def test_the_terminal_table_has_the_articles_rows_below(finished):
 
 
 def test_verdicts_name_the_better_loss_first():
-    pair = {"a": "ce", "b": "focal", "difference": -0.02, "low": -0.03, "high": -0.01, "adjusted_p": 0.01, "real": True}
+    pair = {"a": "ce", "b": "focal", "difference": -0.02, "low": -0.03, "high": -0.01}
+    pair |= {"seeds": 3, "adjusted_p": 0.01, "real": True}
     (sentence,) = verdicts({"pairs": [pair]})
     assert sentence == (
         "focal is 0.0200 above ce (95% interval +0.0100 to +0.0300, adjusted p = 0.010): a real difference."
     )
+    assert verdicts({"pairs": [pair | {"seeds": 1}]})[0].endswith("but one training each.")
+    assert verdicts({"pairs": [pair | {"real": False}]})[0].endswith("may be chance.")
 
 
 def test_gradient_profiles_are_the_losses_slopes():
