@@ -19,15 +19,32 @@ struct SigmoidLaunch {
   bool vectorize;  // every buffer is aligned for runs
 };
 
-// K elements side by side, in accesses of up to 16 bytes.
+// K elements side by side: one, or a run of them in accesses of 16 bytes (of fewer for the mask).
 template <class U, int K>
 struct alignas(K * sizeof(U) < 16 ? K * sizeof(U) : 16) Run {
   U at[K];
 };
 
 template <int K, class U>
-__device__ __forceinline__ Run<U, K> load_run(const U* source, int64_t i) {
-  return *reinterpret_cast<const Run<U, K>*>(source + i);
+__device__ __forceinline__ Run<U, K> load_run(const U* source) {
+  if constexpr (K * sizeof(U) < 16) {
+    return *reinterpret_cast<const Run<U, K>*>(source);
+  } else {
+    Run<U, K> run;
+#pragma unroll
+    for (int k = 0; k < K; k += Pack<U>::kSize) reinterpret_cast<Pack<U>&>(run.at[k]) = load_pack(source + k);
+    return run;
+  }
+}
+
+template <int K, class U>
+__device__ __forceinline__ void store_run(U* target, const Run<U, K>& run) {
+  if constexpr (K * sizeof(U) < 16) {
+    *reinterpret_cast<Run<U, K>*>(target) = run;
+  } else {
+#pragma unroll
+    for (int k = 0; k < K; k += Pack<U>::kSize) store_pack(target + k, reinterpret_cast<const Pack<U>&>(run.at[k]));
+  }
 }
 
 // What is known of decisions i .. i + K - 1.
@@ -38,22 +55,22 @@ struct SigmoidRun {
   bool valid[K];
 
   __device__ SigmoidRun(const SigmoidParams& params, int64_t i) {
-    Run<T, K> x = load_run<K>(static_cast<const T*>(params.input), i);
+    Run<T, K> x = load_run<K>(static_cast<const T*>(params.input) + i);
 #pragma unroll
     for (int k = 0; k < K; ++k) logits[k] = to_compute(x.at[k]);
     if (params.target_is_compute_type) {
-      Run<S, K> t = load_run<K>(static_cast<const S*>(params.target), i);
+      Run<S, K> t = load_run<K>(static_cast<const S*>(params.target) + i);
 #pragma unroll
       for (int k = 0; k < K; ++k) target[k] = t.at[k];
     } else {
-      Run<T, K> t = load_run<K>(static_cast<const T*>(params.target), i);
+      Run<T, K> t = load_run<K>(static_cast<const T*>(params.target) + i);
 #pragma unroll
       for (int k = 0; k < K; ++k) target[k] = to_compute(t.at[k]);
     }
 #pragma unroll
     for (int k = 0; k < K; ++k) valid[k] = true;
     if (params.mask) {
-      Run<uint8_t, K> m = load_run<K>(params.mask, i);
+      Run<uint8_t, K> m = load_run<K>(params.mask + i);
 #pragma unroll
       for (int k = 0; k < K; ++k) valid[k] = m.at[k] != 0;
     }
@@ -99,7 +116,8 @@ __device__ inline double sigmoid_denominator(const SigmoidLaunch& launch) {
 }
 
 template <class T, class LossOf>
-__global__ void __launch_bounds__(kSigmoidThreads) sigmoid_loss(const SigmoidLaunch launch, const LossOf loss_of) {
+__global__ void __launch_bounds__(kSigmoidThreads, 4)
+    sigmoid_loss(const __grid_constant__ SigmoidLaunch launch, const LossOf loss_of) {
   using S = Compute<T>;
   const SigmoidParams& params = launch.params;
   const S scale = S(params.grad_scale / sigmoid_denominator(launch));
@@ -123,15 +141,15 @@ __global__ void __launch_bounds__(kSigmoidThreads) sigmoid_loss(const SigmoidLau
       run_sum += loss.at[k];
     }
     sum += double(run_sum);
-    if (params.grad) *reinterpret_cast<Run<T, K>*>(static_cast<T*>(params.grad) + i) = grad;
-    if (stores_loss) *reinterpret_cast<Run<S, K>*>(static_cast<S*>(params.loss) + i) = loss;
+    if (params.grad) store_run(static_cast<T*>(params.grad) + i, grad);
+    if (stores_loss) store_run(static_cast<S*>(params.loss) + i, loss);
   });
   if (!stores_loss) reduce_loss(sum, sigmoid_denominator(launch), launch.scratch, static_cast<S*>(params.loss));
 }
 
 // GHM-C's first pass: counts the gradient norms; the last block turns the counts into beta.
 template <class T>
-__global__ void __launch_bounds__(kSigmoidThreads) sigmoid_histogram(const SigmoidLaunch launch) {
+__global__ void __launch_bounds__(kSigmoidThreads, 4) sigmoid_histogram(const __grid_constant__ SigmoidLaunch launch) {
   __shared__ uint32_t storage[BlockHistogram::kEntries];
   const GhmState& state = launch.params.ghm;
   BlockHistogram histogram(storage, launch.scratch, state.bins);
