@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import DTYPES, SIGMOID_LOSSES, SOFTMAX_LOSSES, differentiate, make_sigmoid, make_softmax
+from cases import SIGMOID_LOSSES, SOFTMAX_LOSSES, differentiate, make_sigmoid, make_softmax
 
 import fastloss
 
@@ -25,7 +25,7 @@ def run(loss, x, target):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_any_number_of_threads(loss, threads):
-    for dtype in DTYPES:
+    for dtype in (torch.float32, torch.float16):
         for shape in [(5_003, 11), (3, 7, 20, 41), (60, 700), (3, 9_001)]:
             threads(1)
             x, target = (make_sigmoid if loss.startswith("sigmoid") else make_softmax)(shape, dtype)
