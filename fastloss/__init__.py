@@ -6,6 +6,8 @@
 >>> fastloss.focal_loss(logits, target, gamma=2.0).backward()
 """
 
+import torch  # noqa: F401  its libraries, which the compiled one needs, have to be loaded first
+
 try:
     from . import _C
 except ImportError as error:
@@ -27,10 +29,11 @@ from .modules import CrossEntropyLoss, FocalLoss, GHMCLoss, SigmoidFocalLoss, Si
 
 
 def build_info() -> dict:
-    """What was built and what was chosen: version, compiler, the torch ABI, CPU instruction sets built and in use.
+    """What was built and what was chosen: version, compiler, the torch ABI, CPU instruction sets built and in use, the
+    CUDA version (None: built without) and GPU architectures.
 
     >>> sorted(fastloss.build_info())
-    ['compiler', 'cpu_capabilities', 'cpu_capability', 'torch_abi', 'version']
+    ['compiler', 'cpu_capabilities', 'cpu_capability', 'cuda_architectures', 'cuda_version', 'torch_abi', 'version']
     """
     return _C.build_info()
 

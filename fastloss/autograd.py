@@ -85,6 +85,11 @@ def _scaled(grad, grad_output, factor, overwrite, compiling):
         if not overwrite:
             return grad * factor
         return grad if factor == 1 else grad.mul_(factor)
+    if grad.is_cuda and not compiling:
+        # Its kernel reads grad_output on the device, as .item() would wait for it, and writes nothing where it is 1.
+        scaled = grad if overwrite else grad.clone()
+        ops.scale_gradient(scaled, grad_output, factor)
+        return scaled
     if factor != 1:
         grad_output = grad_output * factor
     if grad_output.dim() == grad.dim() - 1 and grad_output.dim() > 0:
@@ -158,3 +163,8 @@ def _(input, grad, target, alpha, gamma, reduction, grad_scale):
 @torch.library.register_fake("fastloss::sigmoid_ghmc_loss")
 def _(input, grad, target, mask, histogram, updates, bins, momentum, normalizer, correction, training, reduction, s):
     return _fake_loss(input, reduction, target, mask), input.new_empty(bins, dtype=torch.float64)
+
+
+@torch.library.register_fake("fastloss::scale_gradient")
+def _(grad, grad_output, factor):
+    pass

@@ -24,6 +24,10 @@ def test_no_spills_and_16_byte_accesses(architecture):
         assert f" {kernel}<float" in run.stdout
 
 
+def test_loads_before_torch():
+    subprocess.run([sys.executable, "-c", "import fastloss"], check=True)
+
+
 def test_build_info():
     info = fastloss.build_info()
     if info["cuda_version"] is None:
