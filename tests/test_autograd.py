@@ -66,6 +66,17 @@ def test_double_backward_with_running_statistics(device):
     torch.testing.assert_close(*curvature)
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal_2", "ghmc", "sigmoid_focal", "sigmoid_ghmc"])
+def test_double_backward_notices_a_changed_target(loss, device):
+    """It computes the gradient anew, so a target that was overwritten since is refused, as torch's own losses do."""
+    name, options, *_ = LOSSES[loss]
+    x, target = (make_sigmoid if loss.startswith("sigmoid") else make_softmax)((6, 4), device=device)
+    value = getattr(fastloss, name)(x.requires_grad_(), target, reduction="sum", **options)
+    target.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(value, x, create_graph=True)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_second_backward(loss, dtype, device):
