@@ -274,7 +274,7 @@ __device__ __forceinline__ int first_class(int lane, int C) {
 }
 
 template <class T, class LossOf, bool smooths>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, 6)
     softmax_tile(const __grid_constant__ SoftmaxLaunch launch, const LossOf loss_of) {
   using S = Compute<T>;
   using Softmax = SoftmaxBlock<T, LossOf, smooths>;
@@ -309,47 +309,27 @@ __global__ void __launch_bounds__(kTileThreads)
 
     for (int r = threadIdx.x; r < rows; r += kTileThreads) {
       T* row = tile + r * C;  // [C]
-      auto next = [C](int c) { return c + 1 == C ? 0 : c + 1; };
+      auto for_each_class = [C, start](auto&& visit) {
+        int c = start;
+#pragma unroll 4
+        for (int i = 0; i < C; ++i) {
+          visit(c);
+          c = c + 1 == C ? 0 : c + 1;
+        }
+      };
       const int32_t y = target_of(params, first + r);
       const S target_logit = y < 0 ? S(0) : to_compute(row[y]);
-      // The row in registers, from class `start` on. The last chunk starts again at `start`: the max stays the same.
-      constexpr int chunk = 4;
-      S e[kMaxTileClasses];
       ClassSum<S> classes;
-      int c = start;
-#pragma unroll
-      for (int i = 0; i < kMaxTileClasses; i += chunk) {
-        if (i >= C) break;
-#pragma unroll
-        for (int j = i; j < i + chunk; ++j, c = next(c)) {
-          e[j] = to_compute(row[c]);
-          classes.max = fmax(classes.max, e[j]);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kMaxTileClasses; i += chunk) {
-        if (i >= C) break;
-#pragma unroll
-        for (int j = i; j < i + chunk; ++j) {
-          e[j] = exp_nonpositive(e[j] - classes.max);
-          classes.sum += j < C ? e[j] : S(0);
-        }
-      }
+      for_each_class([&](int c) { classes.max = fmax(classes.max, to_compute(row[c])); });
+      for_each_class([&](int c) { classes.sum += exp_nonpositive(to_compute(row[c]) - classes.max); });
       SoftmaxDecision<S> decision = softmax.decide(classes, target_logit, y, true);
       S weighted = 0;
       if (softmax.second_pass()) {
-        c = start;
-#pragma unroll
-        for (int i = 0; i < kMaxTileClasses; i += chunk) {
-          if (i >= C) break;
-#pragma unroll
-          for (int j = i; j < i + chunk; ++j, c = next(c)) {
-            if (j >= C) break;
-            S shifted = smooths ? to_compute(row[c]) - classes.max : S(0);
-            S g = softmax.gradient(decision, shifted, e[j], c, weighted);
-            row[c] = to_storage<T>(y < 0 ? S(0) : g);  // ignored: 0, whatever the logits
-          }
-        }
+        for_each_class([&](int c) {
+          S shifted = to_compute(row[c]) - classes.max;
+          S g = softmax.gradient(decision, shifted, exp_nonpositive(shifted), c, weighted);
+          row[c] = to_storage<T>(y < 0 ? S(0) : g);  // ignored: 0, whatever the logits
+        });
         if (y >= 0) row[y] = softmax.target_gradient(decision, target_logit);
       }
       if constexpr (!Softmax::counts) softmax.finish(decision, first + r, weighted);
