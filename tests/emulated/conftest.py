@@ -8,7 +8,7 @@ import shutil
 import sys
 
 import pytest
-from emulator import DTYPES, LOSSES, REDUCTIONS, SCHEDULES, Emulated, EmulatedSoftmax, GhmState, compute_type  # noqa: F401
+from emulator import EmulatedSoftmax
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import torch
 from cases import DTYPES as ALL_DTYPES
 from cases import REDUCTIONS as ALL_REDUCTIONS
 from cases import assert_error, at_offset, clear_of_bin_edges, differentiate, largest, make_sigmoid
-from conftest import DTYPES, LOSSES, REDUCTIONS, SCHEDULES, Emulated, GhmState, compute_type
+from emulator import DTYPES, LOSSES, REDUCTIONS, SCHEDULES, Emulated, GhmState, compute_type
 
 from fastloss import reference
 
@@ -47,7 +47,8 @@ class SigmoidParams(C.Structure):
 
 class EmulatedSigmoid(Emulated):
     def __init__(self, ptxsim):
-        super().__init__(ptxsim, SOURCE)
+        # Few blocks, so that they loop.
+        super().__init__(ptxsim, SOURCE, defines=["FASTLOSS_MAX_BLOCKS=3"])
         assert self.lib.lib.params_bytes() == C.sizeof(SigmoidParams), "SigmoidParams is not csrc/params.h's"
 
     def loss(
