@@ -87,6 +87,7 @@ def build(settings: Settings, corpus: Corpus) -> tuple[TwoPointerModel, Vocabula
 
 
 def training_arguments(settings: Settings, seed: int, directory: str) -> TrainingArguments:
+    cuda = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=directory,
         num_train_epochs=settings.epochs,
@@ -106,7 +107,10 @@ def training_arguments(settings: Settings, seed: int, directory: str) -> Trainin
         save_strategy="no",
         report_to=[],
         remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        # The losses run on CPU and CUDA only, so no other accelerator is taken.
+        use_cpu=not cuda,
+        ddp_backend="nccl" if cuda else "gloo",
+        dataloader_pin_memory=cuda,
         label_names=["labels"],
     )
 
