@@ -109,7 +109,6 @@ def training_arguments(settings: Settings, seed: int, directory: str) -> Trainin
         remove_unused_columns=False,
         # The losses run on CPU and CUDA only, so no other accelerator is taken.
         use_cpu=not cuda,
-        ddp_backend="nccl" if cuda else "gloo",
         dataloader_pin_memory=cuda,
         label_names=["labels"],
     )
