@@ -274,7 +274,7 @@ __device__ __forceinline__ int first_class(int lane, int C) {
 }
 
 template <class T, class LossOf, bool smooths>
-__global__ void __launch_bounds__(kTileThreads, 6)
+__global__ void __launch_bounds__(kTileThreads, sizeof(T) == 8 ? 5 : 7)
     softmax_tile(const __grid_constant__ SoftmaxLaunch launch, const LossOf loss_of) {
   using S = Compute<T>;
   using Softmax = SoftmaxBlock<T, LossOf, smooths>;

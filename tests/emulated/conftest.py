@@ -3,25 +3,20 @@
 ``FASTLOSS_PTXSIM`` names the folder that holds ptxsim; without it these tests are skipped.
 """
 
-import os
 import shutil
-import sys
 
 import pytest
-from emulator import EmulatedSoftmax
+from emulator import EmulatedSoftmax, import_ptxsim
 
 
 @pytest.fixture(scope="session")
 def ptxsim():
-    folder = os.environ.get("FASTLOSS_PTXSIM")
-    if not folder:
+    module = import_ptxsim()
+    if module is None:
         pytest.skip("FASTLOSS_PTXSIM is not set: it names the folder that holds ptxsim, the emulator")
     if shutil.which("nvcc") is None:
         pytest.fail("FASTLOSS_PTXSIM is set, but nvcc, which makes what the emulator runs, is not on PATH")
-    sys.path.insert(0, folder)
-    import ptxsim
-
-    return ptxsim
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,13 @@
 """The CUDA kernels and their launchers without a GPU: nvcc's own PTX, executed on the CPU by ptxsim.
 
-``Emulated`` runs a launcher as the torch layer does: torch tensors in, parameters as csrc/params.h has them, an
-uninitialised workspace.
+``FASTLOSS_PTXSIM`` names the folder that holds ptxsim. ``Emulated`` runs a launcher as the torch layer does: torch
+tensors in, parameters as csrc/params.h has them, an uninitialised workspace.
 """
 
 import ctypes as C
+import importlib
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +101,16 @@ class ScaleParams(C.Structure):
         ("dtype", C.c_int32),
         ("per_decision", C.c_bool),
     )
+
+
+def import_ptxsim():
+    """The emulator's module, or None where FASTLOSS_PTXSIM does not name its folder."""
+    folder = os.environ.get("FASTLOSS_PTXSIM")
+    if not folder:
+        return None
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module("ptxsim")
 
 
 def span(tensor):
