@@ -15,6 +15,7 @@
 #include "params.h"
 
 #ifdef __CUDACC__
+#include "cuda/math.cuh"
 #define FASTLOSS_HD __host__ __device__ __forceinline__
 #else
 #define FASTLOSS_HD inline __attribute__((always_inline))
@@ -30,6 +31,20 @@ using std::exp;
 using std::log1p;
 using std::pow;
 
+// Where the GPU has something shorter, cuda/math.cuh overloads these for its scalars.
+template <class V>
+FASTLOSS_HD V divide(V a, V b) {
+  return a / b;
+}
+template <class V>
+FASTLOSS_HD V exp_nonpositive(V x) {
+  return exp(x);
+}
+template <class V>
+FASTLOSS_HD V log1p_unit(V e) {
+  return log1p(e);
+}
+
 template <class V>
 struct ValueSlope {
   V value;  // f(nll)
@@ -42,10 +57,11 @@ FASTLOSS_HD double select(bool condition, double a, double b) { return condition
 FASTLOSS_HD int32_t to_index(float x) { return int32_t(x); }
 FASTLOSS_HD int32_t to_index(double x) { return int32_t(x); }
 
-// nll / q, with its limit 1 at q = 0 (a right prediction) and p * inf = 0 at p = 0 (a hopeless one).
+// p * nll / q, with the limit 1 of nll / q at q = 0 (a right prediction: 1e-16 is nothing beside 1), and p * inf = 0 at
+// p = 0 (a hopeless one).
 template <class V>
 FASTLOSS_HD V p_nll_over_q(V nll, V p, V q) {
-  return select(p > V{} + 0, select(q > V{} + 0, p * nll / q, p), V{} + 0);
+  return select(p > V{} + 0, select(q > V{} + 1e-16f, divide(p * nll, q), p), V{} + 0);
 }
 
 // q^gamma for q in [0, 1], gamma >= 0. The branches are on a number that is the same for every decision of a call.
@@ -99,12 +115,12 @@ struct Decision {
 template <class V>
 FASTLOSS_HD Decision<V> decide(V x, V target, bool soft) {
   V z = select(target == 1, x, -x);
-  V e = exp(select(z > 0, -z, z));  // of -|z|, in (0, 1]
-  V inverse = 1 / (1 + e);
+  V e = exp_nonpositive(select(z > 0, -z, z));  // of -|z|, in [0, 1]
+  V inverse = divide(V{} + 1, 1 + e);
   V small = e * inverse;
   V p = select(z > 0, inverse, small);
   V q = select(z > 0, small, inverse);
-  V nll = select(z > 0, V{} + 0, -z) + log1p(e);
+  V nll = select(z > 0, V{} + 0, -z) + log1p_unit(e);
   // bce = softplus(x) - x t, and a soft target was taken for 0.
   if (soft) nll = select((target == 0) | (target == 1), nll, nll - x * target);
   return {nll, p, q, select(target == 1, p, q)};
@@ -122,7 +138,7 @@ FASTLOSS_HD V gradient_norm(const Decision<V>& d, V target) {
 struct SigmoidCrossEntropy {
   template <class V>
   FASTLOSS_HD ValueSlope<V> operator()(const Decision<V>& d, V target, bool /*soft*/) const {
-    return {d.nll, d.positive - target};
+    return {d.nll, select(target == 1, -d.q, d.positive - target)};  // p - 1 would cancel near p = 1
   }
 };
 

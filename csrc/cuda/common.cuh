@@ -167,15 +167,6 @@ __device__ __forceinline__ S one_minus_p(S nll) {
   return -expm1(-nll);
 }
 
-// e^x for x <= 0. float: a multiplication and one instruction. Its error is at most 2 ULP + |x| * 6e-8 relative (what a
-// rounding of x itself would do), and below e^-87 it is 0. exp() takes ten instructions, which memory does not hide.
-__device__ __forceinline__ float exp_nonpositive(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
-  return y;
-}
-__device__ __noinline__ inline double exp_nonpositive(double x) { return exp(x); }
-
 template <class S>
 struct GhmcLoss {
   const double* bin_weight;  // [bins]

@@ -194,9 +194,7 @@ cudaError_t launch_sigmoid_of(SigmoidLaunch launch, cudaStream_t stream) {
   int blocks = num_blocks(params.N, kSigmoidThreads * Pack<T>::kSize * runs_per_thread, kMaxBlocks);
   bool ghmc = params.kind == Loss::ghmc;
   if (ghmc || params.reduction != Reduction::none) {
-    size_t before = offsetof(Scratch, loss_ticket);  // the tickets come last, then the counts
-    char* tickets = reinterpret_cast<char*>(launch.scratch) + before;
-    cudaError_t error = cudaMemsetAsync(tickets, 0, sigmoid_workspace_bytes(params) - before, stream);
+    cudaError_t error = reset_scratch(launch.scratch, params.ghm.bins, stream);
     if (error != cudaSuccess) return error;
   }
   if (ghmc) {
