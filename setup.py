@@ -138,7 +138,7 @@ setup(
             "fastloss._C",
             sorted(str(path) for path in [Path("csrc/ops.cpp"), *Path("csrc/cpu").glob("*.cpp")]),
             include_dirs=include_paths(),
-            depends=sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".cuh", ".cu")),
+            depends=sorted(str(path) for path in Path("csrc").rglob("*.*")),
             extra_compile_args={
                 "cxx": [
                     *COMMON_FLAGS,
