@@ -47,7 +47,7 @@ cudaError_t launch_schedule(SoftmaxLaunch launch, const LossOf& loss_of, cudaStr
     int64_t rows = params.N < (1 << 17) ? 1 : std::clamp<int64_t>(12288 / (kTileThreads * C * sizeof(T)), 1, 8);
     launch.tile_rows = kTileThreads * int(rows);
     int bytes = int(launch.tile_rows * C * sizeof(T)) + 16;
-    int blocks = num_blocks(params.N, launch.tile_rows, kMaxBlocks / 4);
+    int blocks = num_blocks(params.N, launch.tile_rows, kMaxTileBlocks);
     return launch_kernel(softmax_tile<T, LossOf, smooths>, launch, loss_of, blocks, kTileThreads, bytes, stream);
   }
 

@@ -3,12 +3,12 @@
 // Fused: max, exponentials and their sum, nll, f and f', the gradient f'(nll) * (p - onehot), and the loss's sum. A
 // thread reads every logit before it, or any thread after a barrier, writes that element of the gradient: the gradient
 // may overwrite the logits.
-//   tile       a thread per row, a tile of rows staged in shared memory; few classes in contiguous rows. Read 1,
-//   write 1. rows       a power of two of threads, or a block, per row that is kept in shared memory; many classes that
-//   lie side by
-//              side, wherever the rows are. Read 1, write 1; a row too long for shared memory is read twice.
-//   positions  a thread per decision, coalesced across decisions; any strides. Read 1, or 2 with more classes than
-//              shared memory holds.
+//   tile       A thread per row, a tile of rows staged in shared memory; for few classes in contiguous rows.
+//              Reads the logits once and writes the gradient once.
+//   rows       Some threads, or a block, per row that is kept in shared memory; for many classes that lie side by side,
+//              wherever the rows are. Read once; a row too long for shared memory twice.
+//   positions  A thread per decision, coalesced across decisions; for any strides. Read once; more classes than shared
+//              memory holds twice.
 // Precondition: what scratch has to hold was written by an earlier launch (softmax_launch.cuh).
 #pragma once
 
@@ -21,6 +21,7 @@ namespace fastloss {
 
 constexpr int kTileThreads = 128;
 constexpr int kMaxTileClasses = 32;
+constexpr int kMaxTileBlocks = (kMaxBlocks + 3) / 4;  // their beginning and end are a good part of small tiles' work
 constexpr int kMaxRowThreads = 512;
 constexpr int kPositionThreads = 128;
 constexpr int kCountThreads = 256;
@@ -93,9 +94,10 @@ struct ClassSum {
 #pragma unroll
     for (int i = 0; i < n; ++i) high = fmax(high, x[i]);  // a nan comes in by its exponential
     S reference = finite(high);
-    sum *= exp_nonpositive(max - reference);
+    S part = 0;  // added in one: a long sum gets inexact by its number of additions
 #pragma unroll
-    for (int i = 0; i < n; ++i) sum += exp_nonpositive(x[i] - reference);
+    for (int i = 0; i < n; ++i) part += exp_nonpositive(x[i] - reference);
+    sum = sum * exp_nonpositive(max - reference) + part;
     max = high;
   }
 
@@ -360,15 +362,15 @@ __device__ __forceinline__ void merge_threads(ClassSum<S>& classes, int threads)
     classes.merge(max, sum);
   }
   if (threads <= 32) return;
-  __shared__ S warp_max[kMaxRowThreads / 32], warp_sum[kMaxRowThreads / 32];
+  __shared__ S maxima[kMaxRowThreads / 32], sums[kMaxRowThreads / 32];
   if (threadIdx.x % 32 == 0) {
-    warp_max[threadIdx.x / 32] = classes.max;
-    warp_sum[threadIdx.x / 32] = classes.sum;
+    maxima[threadIdx.x / 32] = classes.max;
+    sums[threadIdx.x / 32] = classes.sum;
   }
   __syncthreads();  // every warp's part is there; and all of the row's logits were read
-  classes = {warp_max[0], warp_sum[0]};
+  classes = {maxima[0], sums[0]};
 #pragma unroll 1
-  for (int warp = 1; warp < threads / 32; ++warp) classes.merge(warp_max[warp], warp_sum[warp]);
+  for (int warp = 1; warp < threads / 32; ++warp) classes.merge(maxima[warp], sums[warp]);
   __syncthreads();  // the parts may be written again
 }
 
@@ -386,17 +388,17 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
     softmax_rows(const __grid_constant__ SoftmaxLaunch launch, const LossOf loss_of) {
   using S = Compute<T>;
   using Softmax = SoftmaxBlock<T, LossOf, smooths>;
-  constexpr int size = Pack<T>::kSize;
+  constexpr uint32_t size = Pack<T>::kSize;
   constexpr int batch = 4;           // packs that a thread loads before it uses the first: bytes in flight
   extern __shared__ uint4 shared[];  // [rows of the block, staged_bytes]
   __shared__ uint32_t counters[Softmax::storage_size];
   Softmax softmax(launch, loss_of, counters);
   const SoftmaxParams& params = launch.params;
-  const int C = int(params.C);
-  const int threads = launch.threads_per_row;
-  const int lane = threadIdx.x % threads;
-  const int row_in_block = threadIdx.x / threads;
-  const int rows = blockDim.x / threads;
+  const uint32_t C = uint32_t(params.C);  // below 2^31: indices past the end still fit
+  const uint32_t threads = launch.threads_per_row;
+  const uint32_t lane = threadIdx.x % threads;
+  const uint32_t row_in_block = threadIdx.x / threads;
+  const uint32_t rows = blockDim.x / threads;
   const bool staged = launch.staged_bytes > 0;
 
   int64_t step = int64_t(gridDim.x) * rows;
@@ -409,16 +411,16 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
     T* g = softmax.writes() ? softmax.grad() + offsets.grad : nullptr;  // [C]
     const int32_t y = exists ? target_of(params, position) : -1;
     // Elements of x and g that are 16 bytes in both.
-    const Split<T, int> split(x, C, !g || same_alignment(x, g));
-    const int packs = y < 0 ? 0 : split.packs;
-    const int scalars = y < 0 ? 0 : split.scalars;
+    const Split<T, uint32_t> split(x, C, !g || same_alignment(x, g));
+    const uint32_t packs = y < 0 ? 0 : split.packs;
+    const uint32_t scalars = y < 0 ? 0 : split.scalars;
     // Shifted so that packs are packs in shared memory too. A thread reads there only what it wrote: no barrier.
     T* row = reinterpret_cast<T*>(reinterpret_cast<char*>(shared) + row_in_block * launch.staged_bytes) +
              (size - split.head % size) % size;  // [C]
 
     S target_logit = y < 0 ? S(0) : to_compute(x[y]);
     ClassSum<S> classes;
-    for (int i = lane; i < packs; i += batch * threads) {
+    for (uint32_t i = lane; i < packs; i += batch * threads) {
       Pack<T> loaded[batch];
 #pragma unroll
       for (int b = 0; b < batch; ++b) {
@@ -430,11 +432,11 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
         if (staged) store_shared_pack(row + split.pack(i + b * threads), loaded[b]);
         S logits[size];
 #pragma unroll
-        for (int j = 0; j < size; ++j) logits[j] = to_compute(loaded[b].at[j]);
+        for (uint32_t j = 0; j < size; ++j) logits[j] = to_compute(loaded[b].at[j]);
         classes.add(logits);
       }
     }
-    for (int i = lane; i < scalars; i += threads) {
+    for (uint32_t i = lane; i < scalars; i += threads) {
       T loaded = x[split.scalar(i)];
       if (staged) row[split.scalar(i)] = loaded;
       S logits[1] = {to_compute(loaded)};
@@ -445,32 +447,32 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
     SoftmaxDecision<S> decision = softmax.decide(classes, target_logit, y, lane == 0);
     S weighted = 0;
     if (softmax.second_pass() && y >= 0) {
-      for (int i = lane; i < packs; i += threads) {
-        int at = split.pack(i);
+      for (uint32_t i = lane; i < packs; i += threads) {
+        uint32_t at = split.pack(i);
         Pack<T> pack = staged ? load_shared_pack(row + at) : load_pack(x + at);
 #pragma unroll
-        for (int j = 0; j < size; ++j) {
+        for (uint32_t j = 0; j < size; ++j) {
           S shifted = to_compute(pack.at[j]) - classes.max;
           pack.at[j] = to_storage<T>(softmax.gradient(decision, shifted, exp_nonpositive(shifted), at + j, weighted));
         }
-        if (unsigned(y - at) < unsigned(size)) {  // seldom
+        if (y - at < size) {  // seldom
 #pragma unroll
-          for (int j = 0; j < size; ++j) {
-            if (at + j == y) pack.at[j] = softmax.target_gradient(decision, target_logit);
+          for (uint32_t j = 0; j < size; ++j) {
+            if (at + j == uint32_t(y)) pack.at[j] = softmax.target_gradient(decision, target_logit);
           }
         }
         if (g) store_pack(g + at, pack);
       }
-      for (int i = lane; i < scalars; i += threads) {
-        int c = split.scalar(i);
+      for (uint32_t i = lane; i < scalars; i += threads) {
+        uint32_t c = split.scalar(i);
         S shifted = to_compute(staged ? row[c] : x[c]) - classes.max;
         S value = softmax.gradient(decision, shifted, exp_nonpositive(shifted), c, weighted);
-        if (g) g[c] = c == y ? softmax.target_gradient(decision, target_logit) : to_storage<T>(value);
+        if (g) g[c] = c == uint32_t(y) ? softmax.target_gradient(decision, target_logit) : to_storage<T>(value);
       }
     } else if (g && exists) {  // ignored: 0, whatever the logits
       Pack<T> zeros{};
-      for (int i = lane; i < split.packs; i += threads) store_pack(g + split.pack(i), zeros);
-      for (int i = lane; i < split.scalars; i += threads) g[split.scalar(i)] = zeros.at[0];
+      for (uint32_t i = lane; i < split.packs; i += threads) store_pack(g + split.pack(i), zeros);
+      for (uint32_t i = lane; i < split.scalars; i += threads) g[split.scalar(i)] = zeros.at[0];
     }
     if constexpr (smooths) weighted = add_threads(weighted, threads);
     if constexpr (!Softmax::counts) {
@@ -487,12 +489,12 @@ __global__ void __launch_bounds__(kPositionThreads, 6)
     softmax_positions(const __grid_constant__ SoftmaxLaunch launch, const LossOf loss_of) {
   using S = Compute<T>;
   using Softmax = SoftmaxBlock<T, LossOf, smooths>;
-  constexpr int batch = 4;           // classes loaded before the first is used
+  constexpr uint32_t batch = 4;      // classes loaded before the first is used
   extern __shared__ uint4 shared[];  // [C, threads] of T; a thread reads only what it wrote there: no barrier
   __shared__ uint32_t counters[Softmax::storage_size];
   Softmax softmax(launch, loss_of, counters);
   const SoftmaxParams& params = launch.params;
-  const int C = int(params.C);
+  const uint32_t C = uint32_t(params.C);  // below 2^31: indices past the end still fit
   const bool staged = launch.staged_bytes > 0;
   T* column = reinterpret_cast<T*>(shared) + threadIdx.x;
 
@@ -504,14 +506,14 @@ __global__ void __launch_bounds__(kPositionThreads, 6)
     const int32_t y = target_of(params, position);
     ClassSum<S> classes;
     S target_logit = 0;
-    for (int c = 0; y >= 0 && c < C; c += batch) {
+    for (uint32_t c = 0; y >= 0 && c < C; c += batch) {
       S logits[batch];
 #pragma unroll
-      for (int b = 0; b < batch; ++b) {
+      for (uint32_t b = 0; b < batch; ++b) {
         T loaded = x[min(c + b, C - 1) * params.layout.class_stride];  // the last again: loads need no branch
         if (staged && c + b < C) column[(c + b) * kPositionThreads] = loaded;
         logits[b] = c + b < C ? to_compute(loaded) : S(-INFINITY);
-        target_logit = c + b == y ? logits[b] : target_logit;
+        target_logit = c + b == uint32_t(y) ? logits[b] : target_logit;
       }
       classes.add(logits);
     }
@@ -519,14 +521,15 @@ __global__ void __launch_bounds__(kPositionThreads, 6)
     S weighted = 0;
     if (softmax.second_pass() && y >= 0) {
 #pragma unroll 4
-      for (int c = 0; c < C; ++c) {
+      for (uint32_t c = 0; c < C; ++c) {
         T logit = staged ? column[c * kPositionThreads] : x[c * params.layout.class_stride];
         S shifted = to_compute(logit) - classes.max;
         S value = softmax.gradient(decision, shifted, exp_nonpositive(shifted), c, weighted);
-        if (g) g[c * params.layout.grad_class_stride] = to_storage<T>(value - (c == y ? decision.onehot : S(0)));
+        if (c == uint32_t(y)) value -= decision.onehot;
+        if (g) g[c * params.layout.grad_class_stride] = to_storage<T>(value);
       }
     } else if (g) {  // ignored: 0, whatever the logits
-      for (int c = 0; c < C; ++c) g[c * params.layout.grad_class_stride] = to_storage<T>(S(0));
+      for (uint32_t c = 0; c < C; ++c) g[c * params.layout.grad_class_stride] = to_storage<T>(S(0));
     }
     if constexpr (!Softmax::counts) softmax.finish(decision, position, weighted);
   }
