@@ -47,14 +47,16 @@ class _FusedLoss(torch.autograd.Function):
             torch.autograd.graph.increment_version(input)
             ctx.save_for_backward(grad)
         else:
-            ctx.save_for_backward(grad, input)  # input: only for a backward pass that is itself differentiable
-        ctx.call = (name, inplace_backward, scale, args, bin_weight)
+            # More than grad is only for a backward pass that is itself differentiable. GHM's state is not: it moves on.
+            target, second = args[:2]
+            ctx.save_for_backward(grad, input, bin_weight, target, second if name in _SECOND_TENSOR else None)
+        ctx.call = (name, inplace_backward, scale, args)
         ctx.used = False
         return loss
 
     @staticmethod
     def backward(ctx, grad_output):
-        name, inplace_backward, scale, args, bin_weight = ctx.call
+        name, inplace_backward, scale, args = ctx.call
         nothing = (None,) * (2 + len(args))
         compiling = torch.compiler.is_compiling()
         if torch.is_grad_enabled() and not compiling:
@@ -63,7 +65,7 @@ class _FusedLoss(torch.autograd.Function):
                     f"fastloss.{name} was called with inplace_backward=True, which destroys the logits, so its "
                     "gradient cannot be differentiated again; create_graph=True needs inplace_backward=False."
                 )
-            input = ctx.saved_tensors[1]
+            _, input, bin_weight, _, _ = ctx.saved_tensors  # raises if one of them has changed since
             loss = _REFERENCE[name](input, bin_weight, *args)
             return torch.autograd.grad(loss, input, grad_output, create_graph=True)[0], *nothing
         if inplace_backward and not compiling:
@@ -100,6 +102,9 @@ def _scaled(grad, grad_output, factor, overwrite, compiling):
 def _float_of(grad):
     return torch.float64 if grad.dtype == torch.float64 else torch.float32
 
+
+# Ops whose argument after the target is a tensor that the loss depends on: class weights or a mask.
+_SECOND_TENSOR = ("cross_entropy", "focal_loss", "sigmoid_ghmc_loss")
 
 # The reference with an op's arguments. GHM-C's weights are constants of the backward pass: those of the forward pass.
 _REFERENCE = {

@@ -18,14 +18,22 @@ namespace {
 
 struct Isa {
   const char* name;
+  decltype(&baseline::scan_targets) scan_targets;
   decltype(&baseline::softmax_block) softmax_block;
-  decltype(&baseline::softmax_histogram_block) softmax_histogram_block;
+  decltype(&baseline::nll_histogram_block) nll_histogram_block;
+  decltype(&baseline::reweight_block) reweight_block;
   decltype(&baseline::sigmoid_block) sigmoid_block;
   decltype(&baseline::sigmoid_histogram_block) sigmoid_histogram_block;
 };
 
 #define FASTLOSS_ISA(name, isa) \
-  {name, isa::softmax_block, isa::softmax_histogram_block, isa::sigmoid_block, isa::sigmoid_histogram_block}
+  {name,                        \
+   isa::scan_targets,           \
+   isa::softmax_block,          \
+   isa::nll_histogram_block,    \
+   isa::reweight_block,         \
+   isa::sigmoid_block,          \
+   isa::sigmoid_histogram_block}
 
 // What was built and this machine can run, the best last.
 const std::vector<Isa>& usable_isas() {
@@ -72,39 +80,14 @@ void for_each_block(int64_t total, int64_t block_size, const Work& work) {
   });
 }
 
-double ordered_sum(const std::vector<double>& parts) {
+// Adds up sum_of(begin, end) in the order of the blocks.
+template <class SumOf>
+double sum_of_blocks(int64_t total, int64_t block_size, const SumOf& sum_of) {
+  std::vector<double> sums((total + block_size - 1) / block_size);
+  for_each_block(total, block_size,
+                 [&](int64_t block, int64_t begin, int64_t end) { sums[block] = sum_of(begin, end); });
   double sum = 0;
-  for (double part : parts) sum += part;
-  return sum;
-}
-
-struct TargetSum {
-  double weight = 0;  // of the valid decisions; their number without weights
-  int64_t out_of_range = -1;
-};
-
-template <class Index, class S>
-TargetSum scan_targets(const SoftmaxParams& params, int64_t begin, int64_t end) {
-  const Index* target = static_cast<const Index*>(params.target);
-  const S* weight = static_cast<const S*>(params.weight);
-  TargetSum sum;
-  int64_t valid = 0, bad = 0;
-  for (int64_t i = begin; i < end; ++i) {
-    bool counts = int64_t(target[i]) != params.ignore_index;
-    valid += counts;
-    bad += counts & (uint64_t(int64_t(target[i])) >= uint64_t(params.C));
-  }
-  for (int64_t i = begin; bad && sum.out_of_range < 0; ++i) {
-    int64_t y = target[i];
-    if (y != params.ignore_index && (y < 0 || y >= params.C)) sum.out_of_range = i;
-  }
-  sum.weight = double(valid);
-  if (weight && !bad) {
-    sum.weight = 0;
-    for (int64_t i = begin; i < end; ++i) {
-      if (int64_t(target[i]) != params.ignore_index) sum.weight += double(weight[target[i]]);
-    }
-  }
+  for (double part : sums) sum += part;
   return sum;
 }
 
@@ -112,11 +95,8 @@ TargetSum scan_targets(const SoftmaxParams& params, int64_t begin, int64_t end) 
 double check_targets(const SoftmaxParams& params) {
   constexpr int64_t block_size = 32768;
   std::vector<TargetSum> sums((params.N + block_size - 1) / block_size);
-  bool is_double = params.dtype == DType::float64;
   for_each_block(params.N, block_size, [&](int64_t block, int64_t begin, int64_t end) {
-    auto scan = params.target_is_int64 ? (is_double ? scan_targets<int64_t, double> : scan_targets<int64_t, float>)
-                                       : (is_double ? scan_targets<int32_t, double> : scan_targets<int32_t, float>);
-    sums[block] = scan(params, begin, end);
+    sums[block] = isa().scan_targets(params, begin, end);
   });
   double total = 0;
   for (const TargetSum& sum : sums) {
@@ -144,22 +124,40 @@ void write_loss(const Params& params, double loss) {
   }
 }
 
-// counts[b]: decisions whose gradient norm falls into bin b. histogram_block(params, begin, end, counts) adds a block.
-template <class Params, class HistogramBlock>
-std::vector<int64_t> histogram(Params params, int64_t block_size, HistogramBlock histogram_block) {
-  params.grad = nullptr;
-  params.loss = nullptr;
-  int32_t bins = params.ghm.bins;
-  // Of a block of its own size: one row of counts a block would be much memory with many bins.
-  block_size *= 8;
-  int64_t blocks = (params.N + block_size - 1) / block_size;
+// counts [bins]; add(begin, end, counts) adds a block.
+template <class Add>
+std::vector<int64_t> histogram_of_blocks(int64_t total, int64_t block_size, int32_t bins, const Add& add) {
+  // At most 64 blocks, each with a row of counts: with many bins those are much memory.
+  block_size *= std::max<int64_t>((total + 64 * block_size - 1) / (64 * block_size), 1);
+  int64_t blocks = (total + block_size - 1) / block_size;
   std::vector<int64_t> block_counts(blocks * bins), counts(bins);
-  for_each_block(params.N, block_size, [&](int64_t block, int64_t begin, int64_t end) {
-    histogram_block(params, begin, end, block_counts.data() + block * bins);
+  for_each_block(total, block_size, [&](int64_t block, int64_t begin, int64_t end) {
+    add(begin, end, block_counts.data() + block * bins);
   });
   for (int64_t i = 0; i < blocks * bins; ++i) counts[i % bins] += block_counts[i];
   return counts;
 }
+
+// The nll of every decision; in grad, unless it is null, its gradient.
+struct Nll {
+  std::vector<double> values;  // [N] in the compute type
+
+  Nll(SoftmaxParams params, void* grad) : values(params.dtype == DType::float64 ? params.N : (params.N + 1) / 2) {
+    params.kind = Loss::cross_entropy;
+    params.reduction = Reduction::none;
+    params.loss = values.data();
+    params.grad = grad;
+    for_each_block(params.N, softmax_block_size(params),
+                   [&](int64_t, int64_t begin, int64_t end) { isa().softmax_block(params, {1.0, 0}, begin, end); });
+  }
+
+  std::vector<int64_t> histogram(const SoftmaxParams& params) const {
+    auto add = [&](int64_t begin, int64_t end, int64_t* counts) {
+      isa().nll_histogram_block(params, values.data(), begin, end, counts);
+    };
+    return histogram_of_blocks(params.N, 8192, params.ghm.bins, add);
+  }
+};
 
 // Writes beta [bins] and updates the running statistics; returns the number of valid decisions.
 int64_t write_bin_weights(const GhmState& state, const std::vector<int64_t>& counts, double* bin_weight) {
@@ -178,43 +176,50 @@ int64_t write_bin_weights(const GhmState& state, const std::vector<int64_t>& cou
 struct Cpu {
   static void softmax_loss(const SoftmaxParams& params, const Tensor& /*input*/) {
     double denominator = check_targets(params);
-    const int64_t block_size = softmax_block_size(params);
+    if (params.reduction != Reduction::mean) denominator = 1;
+    SoftmaxScale scale{params.grad_scale / denominator, 0};
     if (params.kind == Loss::ghmc) {
-      std::vector<int64_t> counts = histogram(params, block_size, isa().softmax_histogram_block);
-      write_bin_weights(params.ghm, counts, params.bin_weight);
+      Nll nll(params, reweights(params) ? params.grad : nullptr);
+      write_bin_weights(params.ghm, nll.histogram(params), params.bin_weight);
+      if (!params.grad || reweights(params)) {
+        double sum = sum_of_blocks(params.N, softmax_block_size(params), [&](int64_t begin, int64_t end) {
+          return isa().reweight_block(params, nll.values.data(), scale.gradient, begin, end);
+        });
+        return write_loss(params, sum / denominator);
+      }
     }
-    SoftmaxScale scale{params.grad_scale / (params.reduction == Reduction::mean ? denominator : 1.0), 0};
     for (int64_t c = 0; params.label_smoothing > 0 && c < params.C; ++c) {
       scale.class_weights += !params.weight                   ? 1
                              : params.dtype == DType::float64 ? static_cast<const double*>(params.weight)[c]
                                                               : static_cast<const float*>(params.weight)[c];
     }
-    std::vector<double> sums((params.N + block_size - 1) / block_size);
-    for_each_block(params.N, block_size, [&](int64_t block, int64_t begin, int64_t end) {
-      sums[block] = isa().softmax_block(params, scale, begin, end);
+    double sum = sum_of_blocks(params.N, softmax_block_size(params), [&](int64_t begin, int64_t end) {
+      return isa().softmax_block(params, scale, begin, end);
     });
-    write_loss(params, ordered_sum(sums) / (params.reduction == Reduction::mean ? denominator : 1.0));
+    write_loss(params, sum / denominator);
   }
 
   static void softmax_histogram(const SoftmaxParams& params, const Tensor& /*input*/, int64_t* counts) {
     check_targets(params);
-    std::vector<int64_t> found = histogram(params, softmax_block_size(params), isa().softmax_histogram_block);
+    std::vector<int64_t> found = Nll(params, nullptr).histogram(params);
     std::copy(found.begin(), found.end(), counts);
   }
 
   static void sigmoid_loss(const SigmoidParams& params, const Tensor& /*input*/) {
     double denominator = double(params.N);
     if (params.kind == Loss::ghmc) {
-      std::vector<int64_t> counts = histogram(params, kSigmoidBlockSize, isa().sigmoid_histogram_block);
+      auto block = [&](int64_t begin, int64_t end, int64_t* counts) {
+        isa().sigmoid_histogram_block(params, begin, end, counts);
+      };
+      std::vector<int64_t> counts = histogram_of_blocks(params.N, kSigmoidBlockSize, params.ghm.bins, block);
       // As mmdetection has it: a batch without any valid decision has the mean 0, not nan.
       denominator = double(std::max<int64_t>(write_bin_weights(params.ghm, counts, params.bin_weight), 1));
     }
     if (params.reduction != Reduction::mean) denominator = 1;
-    std::vector<double> sums((params.N + kSigmoidBlockSize - 1) / kSigmoidBlockSize);
-    for_each_block(params.N, kSigmoidBlockSize, [&](int64_t block, int64_t begin, int64_t end) {
-      sums[block] = isa().sigmoid_block(params, params.grad_scale / denominator, begin, end);
+    double sum = sum_of_blocks(params.N, kSigmoidBlockSize, [&](int64_t begin, int64_t end) {
+      return isa().sigmoid_block(params, params.grad_scale / denominator, begin, end);
     });
-    write_loss(params, ordered_sum(sums) / denominator);
+    write_loss(params, sum / denominator);
   }
 };
 

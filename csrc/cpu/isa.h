@@ -6,7 +6,8 @@ namespace FASTLOSS_NAMESPACE {
 }
 #include "../losses.h"
 namespace FASTLOSS_NAMESPACE {
-// clang-format off: ghm.h first
+// clang-format off: the order matters
+#include "targets.h"
 #include "ghm.h"
 #include "softmax_loss.h"
 #include "sigmoid_loss.h"

@@ -14,12 +14,19 @@ struct SoftmaxScale {
   double class_weights;  // sum_k w_k, for label smoothing
 };
 
-#define FASTLOSS_DECLARE_ISA(isa)                                                                  \
-  namespace isa {                                                                                  \
-  double softmax_block(const SoftmaxParams&, const SoftmaxScale&, int64_t begin, int64_t end);     \
-  void softmax_histogram_block(const SoftmaxParams&, int64_t begin, int64_t end, int64_t* counts); \
-  double sigmoid_block(const SigmoidParams&, double gradient_scale, int64_t begin, int64_t end);   \
-  void sigmoid_histogram_block(const SigmoidParams&, int64_t begin, int64_t end, int64_t* counts); \
+struct TargetSum {
+  double weight;         // of the decisions that are not ignored; their number where there are no weights
+  int64_t out_of_range;  // the first position whose target is neither a class nor ignore_index, or -1
+};
+
+#define FASTLOSS_DECLARE_ISA(isa)                                                                                  \
+  namespace isa {                                                                                                  \
+  TargetSum scan_targets(const SoftmaxParams&, int64_t begin, int64_t end);                                        \
+  double softmax_block(const SoftmaxParams&, const SoftmaxScale&, int64_t begin, int64_t end);                     \
+  void nll_histogram_block(const SoftmaxParams&, const void* nll, int64_t begin, int64_t end, int64_t* counts);    \
+  double reweight_block(const SoftmaxParams&, const void* nll, double gradient_scale, int64_t begin, int64_t end); \
+  double sigmoid_block(const SigmoidParams&, double gradient_scale, int64_t begin, int64_t end);                   \
+  void sigmoid_histogram_block(const SigmoidParams&, int64_t begin, int64_t end, int64_t* counts);                 \
   }
 FASTLOSS_DECLARE_ISA(baseline)
 FASTLOSS_DECLARE_ISA(avx2)
@@ -35,6 +42,13 @@ inline bool runs_rows(const SoftmaxParams& params) {
 inline bool streams(const SoftmaxParams& params) {
   int64_t size = params.dtype == DType::float64 ? 8 : params.dtype == DType::float32 ? 4 : 2;
   return params.grad != params.input && params.N * params.C * size >= 24 << 20;
+}
+
+// GHM-C's gradient is cross entropy's, written first and multiplied by beta while it is in cache. Larger ones come from
+// a second pass over the logits, which moves less, and half-precision ones too, which would be rounded twice.
+inline bool reweights(const SoftmaxParams& params) {
+  return params.grad && (params.dtype == DType::float32 || params.dtype == DType::float64) &&
+         params.N * params.C <= int64_t(1) << 21;
 }
 
 // Decisions in a block, the unit of work and of summation: about 8192 logits, in whole tiles of the widest vectors.

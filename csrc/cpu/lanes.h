@@ -114,7 +114,8 @@ FASTLOSS_LANE_FN f32 pow(f32 q, float gamma) {
   p = p * r + 0.6931472f;
   p = p * r + 1;
   // Below 2^-126 / gamma the exponent leaves the range of two_to_the, and q = 0 has no logarithm.
-  return select((n < -126) | (q < 0x1p-126f), f32{}, p * two_to_the(shifted));
+  f32 y = select((n < -126) | (q < 0x1p-126f), f32{}, p * two_to_the(shifted));
+  return select(q == q, y, q);
 }
 
 // 1 - p for p = exp(-nll), without the cancellation at p near 1. nll >= 0, nan and inf included: 1.3 ULP.

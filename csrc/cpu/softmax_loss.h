@@ -152,41 +152,14 @@ inline void store_strided(T* grad, const Layout& layout, const Tile& first, int 
   }
 }
 
-// ---- losses: the functors of losses.h, built from the parameters
-
-struct CrossEntropyLoss {
-  template <class V, class M>
-  FASTLOSS_LANE_FN ValueSlope<V> operator()(V nll, V p, V q, M /*valid*/) const {
-    return CrossEntropy{}(nll, p, q);
-  }
-};
-
-template <class S>
-struct FocalLoss {
-  Focal<S> focal;
-  template <class V, class M>
-  FASTLOSS_LANE_FN ValueSlope<V> operator()(V nll, V p, V q, M /*valid*/) const {
-    return focal(nll, p, q);
-  }
-};
-
+// GHM-C as a functor; the others are in losses.h.
 template <class S>
 struct GhmcLoss {
   const BinWeights<S>& beta_of;
-  template <class V, class M>
-  FASTLOSS_LANE_FN ValueSlope<V> operator()(V nll, V /*p*/, V q, M /*valid*/) const {
+  template <class V>
+  FASTLOSS_LANE_FN ValueSlope<V> operator()(V nll, V /*p*/, V q) const {
     V beta = beta_of(q);
     return {beta * nll, beta};
-  }
-};
-
-// Not a loss: counts where the decisions' gradient norms fall.
-struct Histogram {
-  const LaneCounts& counts;
-  template <class V, class M>
-  FASTLOSS_LANE_FN ValueSlope<V> operator()(V /*nll*/, V /*p*/, V q, M valid) const {
-    counts.add(q, valid);
-    return {V{}, V{}};
   }
 };
 
@@ -247,11 +220,10 @@ struct SoftmaxBlock {
   V finish(const Softmax& softmax, V row_weight, M valid, Gradient& gradient) const {
     V inverse_sum = 1 / softmax.sum;
     V log_sum = log(softmax.sum);
-    V shifted = softmax.target_logit - softmax.max;
-    V nll = log_sum - shifted;
+    V nll = log_sum - (softmax.target_logit - softmax.max);
     nll = select(nll < 0, V{}, nll);  // a rounding error at p = 1; nan stays
-    V p = exp(shifted) * inverse_sum;
-    ValueSlope<V> f = loss_of(nll, p, one_minus_p(nll, p), valid);
+    V p = exp(-nll);
+    ValueSlope<V> f = loss_of(nll, p, one_minus_p(nll, p));
     V value = row_weight * f.value;
     V slope = row_weight * f.slope;
     V mass = slope;  // what the probabilities are multiplied by: the slope, and all the smoothed targets
@@ -273,14 +245,7 @@ struct SoftmaxBlock {
 
   // -1 where a decision is ignored, and beyond count.
   M targets(int64_t position, int count) const {
-    i64 y = i64{} - 1;
-    if (count < W) {
-      for (int lane = 0; lane < count; ++lane) y[lane] = target_of(position + lane);
-    } else if (params.target_is_int64) {
-      y = load_bits<i64>(static_cast<const int64_t*>(params.target) + position);
-    } else {
-      y = __builtin_convertvector(load_bits<i32>(static_cast<const int32_t*>(params.target) + position), i64);
-    }
+    i64 y = load_targets(params, position, count);
     return __builtin_convertvector(y == params.ignore_index ? i64{} - 1 : y, M);
   }
 
@@ -313,7 +278,7 @@ struct SoftmaxBlock {
         // The group that follows, fetched while this one is computed; a prefetch past the end does nothing.
         const T* next = strided ? input + first.input[0] + (tiles + i) * W : nullptr;
         V value = one_tile(staged.get() + i * C, position, first.count, next);
-        if (params.reduction == Reduction::none && params.loss) {
+        if (params.reduction == Reduction::none) {
           store_first(static_cast<S*>(params.loss) + position, value, first.count);
         }
         sum += __builtin_convertvector(value, f64);
@@ -391,7 +356,7 @@ struct SoftmaxBlock {
       } else if (g) {
         memset(g, 0, C * sizeof(T));
       }
-      if (params.reduction == Reduction::none && params.loss) static_cast<S*>(params.loss)[position] = value;
+      if (params.reduction == Reduction::none) static_cast<S*>(params.loss)[position] = value;
       sum += double(value);
     }
     finish_streaming();
@@ -487,11 +452,11 @@ inline double softmax_block_of(const SoftmaxParams& params, const SoftmaxScale& 
   switch (params.kind) {
     case Loss::cross_entropy:
       if (params.label_smoothing > 0) {
-        return SoftmaxBlock<T, CrossEntropyLoss, true>(params, scale, {}).run(begin, end);
+        return SoftmaxBlock<T, CrossEntropy, true>(params, scale, {}).run(begin, end);
       }
-      return SoftmaxBlock<T, CrossEntropyLoss, false>(params, scale, {}).run(begin, end);
+      return SoftmaxBlock<T, CrossEntropy, false>(params, scale, {}).run(begin, end);
     case Loss::focal:
-      return SoftmaxBlock<T, FocalLoss<S>, false>(params, scale, {{S(params.gamma)}}).run(begin, end);
+      return SoftmaxBlock<T, Focal<S>, false>(params, scale, {S(params.gamma)}).run(begin, end);
     case Loss::ghmc: {
       const BinWeights<S> beta_of(params.bin_weight, params.ghm.bins);
       return SoftmaxBlock<T, GhmcLoss<S>, false>(params, scale, {beta_of}).run(begin, end);
@@ -515,24 +480,83 @@ double softmax_block(const SoftmaxParams& params, const SoftmaxScale& scale, int
   return 0;
 }
 
-// Adds the gradient norms of decisions [begin, end) to counts [bins]; params.grad and params.loss are null.
-void softmax_histogram_block(const SoftmaxParams& params, int64_t begin, int64_t end, int64_t* counts) {
+// ---- GHM-C after cross entropy: its loss is beta * nll and its gradient beta times cross entropy's, so what is left
+// of a second pass are one factor a decision and a multiplication of the gradient while it is in cache.
+
+// Multiplies the gradients of a tile, each decision's by its own factor.
+template <class T>
+inline void scale_tile(T* grad, const Layout& layout, const Tile& tile, int64_t C, Vec<T> factor) {
+  if (layout.grad_class_stride == 1) {
+    for (int lane = 0; lane < tile.count; ++lane) {
+      T* row = grad + tile.grad[lane];
+      int64_t c = 0;
+      for (; c + W <= C; c += W) store(row + c, load(row + c) * factor[lane]);
+      if (c < C) store_first(row + c, load_first(row + c, int(C - c)) * factor[lane], int(C - c));
+    }
+  } else if (tile.count == W && tile.uniform && tile.grad[1] == tile.grad[0] + 1) {
+    for (int64_t c = 0; c < C; ++c) {
+      T* row = grad + tile.grad[0] + c * layout.grad_class_stride;
+      store(row, load(row) * factor);
+    }
+  } else {
+    for (int64_t c = 0; c < C; ++c) {
+      for (int lane = 0; lane < tile.count; ++lane) {
+        T* element = grad + tile.grad[lane] + c * layout.grad_class_stride;
+        store_one(element, load_one(element) * factor[lane]);
+      }
+    }
+  }
+}
+
+// Calls with_tile(position, count, nll, valid, gradient norm) for each tile of nll [N], cross entropy's losses.
+template <class T, class WithTile>
+inline void for_each_nll(const SoftmaxParams& params, const void* nll, int64_t begin, int64_t end, WithTile with_tile) {
+  using V = Vec<T>;
+  for (int64_t position = begin; position < end; position += W) {
+    int count = int(std::min<int64_t>(end - position, W));
+    V x = load_first(static_cast<const Compute<T>*>(nll) + position, count);
+    auto valid = __builtin_convertvector(load_targets(params, position, count) != params.ignore_index,
+                                         typename VectorOf<Compute<T>>::M);
+    with_tile(position, count, x, valid, one_minus_p(x, exp(-x)));
+  }
+}
+
+template <class T>
+inline double reweight_block_of(const SoftmaxParams& params, const void* nll, double gradient_scale, int64_t begin,
+                                int64_t end) {
+  using S = Compute<T>;
+  using V = Vec<T>;
+  const BinWeights<S> beta_of(params.bin_weight, params.ghm.bins);
+  Positions positions(params.layout, begin);
+  f64 sum = {};
+  for_each_nll<T>(params, nll, begin, end, [&](int64_t position, int count, V x, auto valid, V gradient_norm) {
+    V beta = beta_of(gradient_norm);
+    V value = select(valid, beta * x, V{});
+    if (params.reduction == Reduction::none) store_first(static_cast<S*>(params.loss) + position, value, count);
+    sum += __builtin_convertvector(value, f64);
+    if (!params.grad) return;
+    Tile tile(positions, count);
+    V factor = select(valid, beta * S(gradient_scale), V{});
+    scale_tile(static_cast<T*>(params.grad), params.layout, tile, params.C, factor);
+  });
+  return sum_lanes(sum);
+}
+
+// GHM-C's loss and, unless grad is null, gradient of decisions [begin, end); the gradients there are cross entropy's.
+// Returns the sum of the losses.
+double reweight_block(const SoftmaxParams& params, const void* nll, double gradient_scale, int64_t begin, int64_t end) {
+  return params.dtype == DType::float64 ? reweight_block_of<double>(params, nll, gradient_scale, begin, end)
+                                        : reweight_block_of<float>(params, nll, gradient_scale, begin, end);
+}
+
+// Adds the gradient norms of decisions [begin, end) to counts [bins].
+void nll_histogram_block(const SoftmaxParams& params, const void* nll, int64_t begin, int64_t end, int64_t* counts) {
   const LaneCounts lane_counts(params.ghm.bins);
-  const Histogram histogram{lane_counts};
-  const SoftmaxScale scale{};
-  switch (params.dtype) {
-    case DType::float32:
-      SoftmaxBlock<float, Histogram, false>(params, scale, histogram).run(begin, end);
-      break;
-    case DType::float64:
-      SoftmaxBlock<double, Histogram, false>(params, scale, histogram).run(begin, end);
-      break;
-    case DType::bfloat16:
-      SoftmaxBlock<bfloat16, Histogram, false>(params, scale, histogram).run(begin, end);
-      break;
-    case DType::float16:
-      SoftmaxBlock<float16, Histogram, false>(params, scale, histogram).run(begin, end);
-      break;
+  auto add = [&](int64_t, int, auto, auto valid, auto gradient_norm) { lane_counts.add(gradient_norm, valid); };
+  if (params.dtype == DType::float64) {
+    for_each_nll<double>(params, nll, begin, end, add);
+  } else {
+    for_each_nll<float>(params, nll, begin, end, add);
   }
   lane_counts.add_to(counts);
 }
