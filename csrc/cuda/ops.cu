@@ -18,14 +18,18 @@ namespace {
 // the workspace to nobody else before the stream is through with it.
 template <class Launch>
 void run_on_device_of(const Tensor& input, size_t workspace_bytes, const Launch& launch) {
-  torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
-  auto stream = torch::stable::accelerator::getCurrentStream(input.get_device_index());
+  const int device = input.get_device_index();
+  torch::stable::accelerator::DeviceGuard guard(device);
+  auto stream = torch::stable::accelerator::getCurrentStream(device);
   Tensor workspace = empty_like_device(input, int64_t(workspace_bytes), torch::headeronly::ScalarType::Byte);
-  cudaError_t error = launch(workspace.mutable_data_ptr(), static_cast<cudaStream_t>(stream.nativeHandle()));
+  cudaError_t error = cudaSetDevice(device);  // tells this library's own copy of the CUDA runtime, too
+  if (error == cudaSuccess) {
+    error = launch(workspace.mutable_data_ptr(), static_cast<cudaStream_t>(stream.nativeHandle()));
+  }
   if (error != cudaSuccess) {
     cudaGetLastError();  // so that the next call does not report it
-    throw std::runtime_error("fastloss could not launch a kernel on cuda:" + std::to_string(input.get_device_index()) +
-                             ": " + cudaGetErrorString(error) + ".");
+    throw std::runtime_error("fastloss could not launch a kernel on cuda:" + std::to_string(device) + ": " +
+                             cudaGetErrorString(error) + ".");
   }
 }
 

@@ -12,6 +12,8 @@
 namespace fastloss {
 
 constexpr int kSigmoidThreads = 256;
+template <class T>
+constexpr int kSigmoidBlocks = sizeof(T) == 8 ? 2 : 4;  // on a multiprocessor: leaves the registers that are needed
 
 struct SigmoidLaunch {
   SigmoidParams params;
@@ -116,7 +118,7 @@ __device__ inline double sigmoid_denominator(const SigmoidLaunch& launch) {
 }
 
 template <class T, class LossOf>
-__global__ void __launch_bounds__(kSigmoidThreads, 4)
+__global__ void __launch_bounds__(kSigmoidThreads, kSigmoidBlocks<T>)
     sigmoid_loss(const __grid_constant__ SigmoidLaunch launch, const LossOf loss_of) {
   using S = Compute<T>;
   const SigmoidParams& params = launch.params;
@@ -149,7 +151,8 @@ __global__ void __launch_bounds__(kSigmoidThreads, 4)
 
 // GHM-C's first pass: counts the gradient norms; the last block turns the counts into beta.
 template <class T>
-__global__ void __launch_bounds__(kSigmoidThreads, 4) sigmoid_histogram(const __grid_constant__ SigmoidLaunch launch) {
+__global__ void __launch_bounds__(kSigmoidThreads, kSigmoidBlocks<T>)
+    sigmoid_histogram(const __grid_constant__ SigmoidLaunch launch) {
   __shared__ uint32_t storage[BlockHistogram::kEntries];
   const GhmState& state = launch.params.ghm;
   BlockHistogram histogram(storage, launch.scratch, state.bins);
