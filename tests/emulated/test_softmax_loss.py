@@ -106,7 +106,7 @@ def test_empty_and_single(softmax, name, shape):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("shape", [(1300, 3), (1100, 40), (19, 2100), (3, 5, 750)], ids=str)
+@pytest.mark.parametrize("shape", [(1300, 3), (600, 40), (19, 2100), (3, 5, 750)], ids=str)
 def test_more_rows_than_blocks(softmax, name, shape):
     """The grid is capped, so blocks loop over tiles, rows and positions."""
     _, log = check(softmax, name, *batch(shape))
@@ -121,7 +121,7 @@ def test_several_rows_a_thread(softmax):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("shape", [(300, 11), (70, 100), (9, 2100), (5, 6, 60)], ids=str)
+@pytest.mark.parametrize("shape", [(1300, 3), (600, 40), (19, 2100), (5, 6, 450)], ids=str)  # blocks loop
 def test_any_schedule_gives_the_same_bits(softmax, name, shape):
     input, target = batch(shape)
     first, grad = check(softmax, name, input, target)[0], torch.empty_like(input)
@@ -141,7 +141,7 @@ def test_errors_of_the_hardware_functions(softmax, shape):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(37, 11), (13, 33), (5, 1001), (3, 4, 9)], ids=str)
+@pytest.mark.parametrize("shape", [(37, 11), (600, 3), (13, 33), (5, 1001), (3, 4, 9)], ids=str)
 def test_misaligned_tensors(softmax, shape, dtype):
     """Slices start at any element; input and gradient may differ in alignment."""
     input, target = batch(shape, dtype)
@@ -149,7 +149,7 @@ def test_misaligned_tensors(softmax, shape, dtype):
     for offset, grad_offset in ((1, 1), (1, 0), (0, 3), (2, 5)):
         moved = torch.zeros(size + 8, dtype=dtype)[offset:][:size].view(shape).copy_(input)
         grad = torch.zeros(size + 8, dtype=dtype)[grad_offset:][:size].view(shape)
-        check(softmax, "cross_entropy", moved, target, grad=grad)
+        check(softmax, "cross_entropy", moved, target, grad=grad, options=SCHEDULES[3])
 
 
 def layouts(dtype=torch.float32):
