@@ -12,6 +12,12 @@ using u16 = uint16_t __attribute__((vector_size(W * 2)));
 using f64 = double __attribute__((vector_size(W * 8)));
 using i64 = int64_t __attribute__((vector_size(W * 8)));
 
+// One register of 64-bit lanes, half as many: wider vectors work, but compilers take them apart into scalars.
+using half_i32 = int32_t __attribute__((vector_size(W * 2)));
+using half_f32 = float __attribute__((vector_size(W * 2)));
+using half_i64 = int64_t __attribute__((vector_size(W * 4)));
+using half_f64 = double __attribute__((vector_size(W * 4)));
+
 // The type a scalar computes in (S), its vector (V), and the vector of a comparison (M).
 template <class S>
 struct VectorOf;
@@ -162,16 +168,39 @@ FASTLOSS_LANE_FN bool any(i64 condition) {
   return found != 0;
 }
 
-// Sums in a fixed order: halves are folded, in double.
+template <int... I>
+FASTLOSS_LANE_FN i32 narrow_halves(half_i64 low, half_i64 high, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(__builtin_convertvector(low, half_i32), __builtin_convertvector(high, half_i32), I...);
+}
+
 template <class V>
 FASTLOSS_LANE_FN double sum_lanes(V x) {
-  double y[W];
-  for (int lane = 0; lane < W; ++lane) y[lane] = double(x[lane]);
-  for (int half = W / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) y[lane] += y[lane + half];
-  }
-  return y[0];
+  double sum = 0;
+  for (int lane = 0; lane < int(sizeof(V) / sizeof(x[0])); ++lane) sum += double(x[lane]);
+  return sum;
 }
+
+// A sum over many vectors, in double and in an order of its own: the same for the same vectors.
+struct Sum {
+  half_f64 low = {}, high = {};
+
+  FASTLOSS_LANE_FN void add(f32 x) { add_halves(x, std::make_integer_sequence<int, W / 2>{}); }
+  FASTLOSS_LANE_FN void add(f64 x) {
+    for (int lane = 0; lane < W / 2; ++lane) {
+      low[lane] += x[lane];
+      high[lane] += x[lane + W / 2];
+    }
+  }
+  FASTLOSS_LANE_FN double total() const { return sum_lanes(low + high); }
+
+ private:
+  template <int... I>
+  FASTLOSS_LANE_FN void add_halves(f32 x, std::integer_sequence<int, I...>) {
+    half_f32 first = __builtin_shufflevector(x, x, I...), second = __builtin_shufflevector(x, x, (I + W / 2)...);
+    low += __builtin_convertvector(first, half_f64);
+    high += __builtin_convertvector(second, half_f64);
+  }
+};
 
 // ---- storage: what a tensor holds (T) against what is computed (S, V)
 

@@ -56,7 +56,7 @@ inline double sigmoid_run(const SigmoidParams& params, double gradient_scale, Lo
   const S scale = S(gradient_scale);
   T* grad = static_cast<T*>(params.grad);
   S* loss = params.reduction == Reduction::none ? static_cast<S*>(params.loss) : nullptr;
-  f64 sum = {};
+  Sum sum;
   for (int64_t i = begin; i < end; i += W) {
     int count = int(end - i < W ? end - i : W);
     SigmoidLoad<T> in(params, i, count);
@@ -67,7 +67,7 @@ inline double sigmoid_run(const SigmoidParams& params, double gradient_scale, Lo
     }
     V value = select(in.valid, f.value, V{});
     V slope = select(in.valid, f.slope * scale, V{});
-    sum += __builtin_convertvector(value, f64);
+    sum.add(value);
     if (count == W) {
       if (loss) store(loss + i, value);
       if (grad) store(grad + i, slope);
@@ -76,7 +76,7 @@ inline double sigmoid_run(const SigmoidParams& params, double gradient_scale, Lo
       if (grad) store_first(grad + i, slope, count);
     }
   }
-  return sum_lanes(sum);
+  return sum.total();
 }
 
 template <class T>

@@ -243,12 +243,6 @@ struct SoftmaxBlock {
 
   // ---- tile: W decisions at a time
 
-  // -1 where a decision is ignored, and beyond count.
-  M targets(int64_t position, int count) const {
-    i64 y = load_targets(params, position, count);
-    return __builtin_convertvector(y == params.ignore_index ? i64{} - 1 : y, M);
-  }
-
   V weights_of(M target, M valid) const {
     V row_weight = select(valid, V{} + 1, V{});
     if (weight) {
@@ -262,7 +256,7 @@ struct SoftmaxBlock {
     const int most = strided_tiles();
     std::unique_ptr<V[]> staged(new V[C * most]);  // [tiles, C] of W decisions: logits, exponentials, gradient
     Positions positions(params.layout, begin);
-    f64 sum = {};
+    Sum sum;
     for (int64_t position = begin; position < end;) {
       int64_t run = std::min(positions.run(), end - position) / W;
       int tiles = int(std::clamp<int64_t>(run, 1, most));
@@ -281,7 +275,7 @@ struct SoftmaxBlock {
         if (params.reduction == Reduction::none) {
           store_first(static_cast<S*>(params.loss) + position, value, first.count);
         }
-        sum += __builtin_convertvector(value, f64);
+        sum.add(value);
       }
       if (!grad) continue;
       if (strided) {
@@ -291,7 +285,7 @@ struct SoftmaxBlock {
       }
     }
     finish_streaming();
-    return sum_lanes(sum);
+    return sum.total();
   }
 
   // How many tiles with a strided class dimension are staged together, in half of an L2 cache; 1: it is not strided.
@@ -305,7 +299,7 @@ struct SoftmaxBlock {
   // staged [C]: logits in, gradient out.
   V one_tile(V* staged, int64_t position, int count, const T* next) const {
     const int32_t C = int32_t(params.C);
-    M target = targets(position, count);
+    M target = load_targets<M>(params, position, count);
     M valid = target != M{} - 1;
     if (!any(valid)) {
       for (int32_t c = 0; c < C; ++c) staged[c] = V{};
@@ -515,8 +509,7 @@ inline void for_each_nll(const SoftmaxParams& params, const void* nll, int64_t b
   for (int64_t position = begin; position < end; position += W) {
     int count = int(std::min<int64_t>(end - position, W));
     V x = load_first(static_cast<const Compute<T>*>(nll) + position, count);
-    auto valid = __builtin_convertvector(load_targets(params, position, count) != params.ignore_index,
-                                         typename VectorOf<Compute<T>>::M);
+    auto valid = load_targets<typename VectorOf<Compute<T>>::M>(params, position, count) != -1;
     with_tile(position, count, x, valid, one_minus_p(x, exp(-x)));
   }
 }
@@ -528,18 +521,18 @@ inline double reweight_block_of(const SoftmaxParams& params, const void* nll, do
   using V = Vec<T>;
   const BinWeights<S> beta_of(params.bin_weight, params.ghm.bins);
   Positions positions(params.layout, begin);
-  f64 sum = {};
+  Sum sum;
   for_each_nll<T>(params, nll, begin, end, [&](int64_t position, int count, V x, auto valid, V gradient_norm) {
     V beta = beta_of(gradient_norm);
     V value = select(valid, beta * x, V{});
     if (params.reduction == Reduction::none) store_first(static_cast<S*>(params.loss) + position, value, count);
-    sum += __builtin_convertvector(value, f64);
+    sum.add(value);
     if (!params.grad) return;
     Tile tile(positions, count);
     V factor = select(valid, beta * S(gradient_scale), V{});
     scale_tile(static_cast<T*>(params.grad), params.layout, tile, params.C, factor);
   });
-  return sum_lanes(sum);
+  return sum.total();
 }
 
 // GHM-C's loss and, unless grad is null, gradient of decisions [begin, end); the gradients there are cross entropy's.
