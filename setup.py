@@ -9,6 +9,7 @@ MAX_JOBS               compiler processes at a time.
 CXX                    the host compiler.
 """
 
+import ctypes
 import os
 import re
 import shlex
@@ -109,6 +110,8 @@ class BuildLibrary(BuildExtension):
         else:
             extension.sources.append("csrc/cuda/missing.cpp")
         super().build_extensions()
+        # Fails here, and not where it is imported, if a symbol is missing.
+        ctypes.CDLL(os.path.abspath(self.get_ext_fullpath(extension.name)), mode=os.RTLD_NOW)
 
     def compile_cuda(self, extension, nvcc, cuda_version, architectures):
         # Not torch's CUDAExtension: that wants a CUDA build of torch, and of nvcc's own version. The object is kept

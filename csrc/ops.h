@@ -50,7 +50,7 @@ GhmState check_ghm(const Tensor& input, int64_t bins, double momentum, const std
 void check_range(const char* name, double value, double low, double high);
 // Merges the dimensions other than class_dim (-1: none) where memory allows it in the input and in the gradient.
 Layout make_layout(const Tensor& input, const OptionalTensor& grad, int64_t class_dim);
-DType logits_dtype(const Tensor& input);
+DType floating_dtype(const char* name, const Tensor& tensor);
 torch::headeronly::ScalarType compute_type(DType dtype);
 Tensor empty_like_device(const Tensor& like, int64_t size, torch::headeronly::ScalarType dtype);
 

@@ -37,7 +37,7 @@ void run_on_device_of(const Tensor& input, size_t workspace_bytes, const Launch&
 // it is the gradient of). By the kernel rather than by torch: it does not touch grad where the product is 1.
 void scale_gradient(const Tensor& grad, const Tensor& grad_output_, double factor) {
   ScaleParams params{};
-  params.dtype = logits_dtype(grad);
+  params.dtype = floating_dtype("grad", grad);
   Tensor grad_output = torch::stable::contiguous(torch::stable::to(grad_output_, compute_type(params.dtype)));
   params.per_decision = grad_output.dim() > 0;
   bool softmax = params.per_decision && grad_output.dim() < grad.dim();
