@@ -60,17 +60,14 @@ class Settings:
 PRETRAINED = Settings(encoder="bert-base-chinese", batch_size=128, learning_rate=5e-5, warmup=0.0)
 
 
-def criterion(name: str, synchronize: bool = False):
+def criterion(name: str):
     """The loss as `criterion(logits, target, reduction=...)`.
 
-    With `synchronize`, GHM-C counts its bins over all ranks of a distributed run; the other losses are sums over
-    decisions, which the Trainer already averages over ranks.
+    Under torchrun, GHM-C counts its bins per rank; the other losses are sums over decisions, so that the Trainer's
+    mean over all ranks is the one of a single process.
     """
     loss = LOSSES[name]
-    options = dict(loss.options)
-    if synchronize and name == "ghmc" and torch.distributed.is_initialized():
-        options["process_group"] = torch.distributed.group.WORLD
-    return partial(getattr(fastloss, loss.function), **options)
+    return partial(getattr(fastloss, loss.function), **loss.options)
 
 
 def build(settings: Settings, corpus: Corpus) -> tuple[TwoPointerModel, Vocabulary]:
@@ -187,7 +184,7 @@ def train(corpus: Corpus, loss: str, seed: int, settings: Settings) -> tuple[Two
     with tempfile.TemporaryDirectory() as directory:
         arguments = training_arguments(settings, seed, directory)
         trainer = make_trainer(model, arguments, f"{loss:5} seed {seed}", train_set, dev_set)
-        model.criterion = criterion(loss, synchronize=True)
+        model.criterion = criterion(loss)
         began = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - began

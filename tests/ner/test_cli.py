@@ -163,10 +163,11 @@ def test_an_interruption_says_how_to_go_on(small_directory, monkeypatch, capsys,
 
 def test_torchrun_shares_the_sentences_among_its_ranks(small_directory, tmp_path):
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fastloss"]
-    arguments = ["compare", "--data", str(small_directory), "--losses", "ce", "--out", str(tmp_path), *FAST]
+    arguments = ["compare", "--data", str(small_directory), "--losses", "ce", "ghmc", "--out", str(tmp_path), *FAST]
     done = subprocess.run([sys.executable, *command, *arguments], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("epoch 1/1") == 1
+    assert done.stderr.count("epoch 1/1") == 2
     assert done.stdout.count("Report:") == 1
     # 48 sentences, two ranks with batches of 16.
-    assert json.loads((tmp_path / "runs" / "ce-seed42.json").read_text("utf-8"))["steps"] == 2
+    for loss in ("ce", "ghmc"):
+        assert json.loads((tmp_path / "runs" / f"{loss}-seed42.json").read_text("utf-8"))["steps"] == 2

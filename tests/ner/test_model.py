@@ -95,16 +95,6 @@ def test_the_end_head_sees_true_starts_in_training_and_its_own_guess_otherwise(m
     assert changed.nonzero().tolist() == [[0, 1]]
 
 
-def test_ranks_count_ghm_bins_together_while_they_train(monkeypatch):
-    seen = []
-    monkeypatch.setattr("fastloss.ghmc_loss", lambda *_, **options: seen.append(options))
-    criterion("ghmc", synchronize=True)()
-    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-    criterion("ghmc", synchronize=True)()
-    criterion("ghmc")()
-    assert ["process_group" in options for options in seen] == [False, True, False]
-
-
 @pytest.fixture
 def checkpoint(vocabulary, tmp_path):
     """What a hub's BERT looks like on disk: an encoder with a pooler, no heads, and a vocabulary."""
