@@ -6,9 +6,11 @@ Shared by all:
   and give a float32 loss; the gradient has the logits' dtype. Autocast leaves them as they are.
 - ``reduction``: ``"none"``, ``"mean"`` or ``"sum"``.
 - ``inplace_backward``: write the gradient over the logits' own memory. It saves a tensor of the logits' size and, on
-  CPU, its page faults. **The logits are destroyed** by the call (if they require grad). Their version counter is
-  bumped, so autograd refuses where another operation had saved them; a second backward pass and
-  ``create_graph=True`` are refused. Leave it off for logits that anything else still reads.
+  CPU, its page faults: forward and backward of cross entropy at 2048 × 32000, float32, 2 cores, default malloc, took
+  20.5 ms with it, 125 ms without and 245 ms under ``torch.compile`` (benchmarks/RESULTS.md). **The logits are
+  destroyed** by the call (if they require grad). Their version counter is bumped, so autograd refuses where another
+  operation had saved them; a second backward pass and ``create_graph=True`` are refused. Leave it off for logits that
+  anything else still reads.
 
 The softmax losses have the semantics of :func:`torch.nn.functional.cross_entropy`:
 
