@@ -16,6 +16,7 @@ REPORT = ROOT / "tools" / "cuda_report.py"
 
 # Ampere's and Hopper's: ptxas decides differently for each. `python tools/cuda_report.py` does them all.
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+@pytest.mark.skipif(not REPORT.exists(), reason="the sources are not beside the tests")
 @pytest.mark.parametrize("architecture", ["8.0", "9.0"])
 def test_no_spills_and_16_byte_accesses(architecture):
     run = subprocess.run([sys.executable, REPORT, architecture], capture_output=True, text=True)
