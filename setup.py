@@ -44,7 +44,7 @@ def output_of(*command):
 def compiler_version():
     if shutil.which(COMPILER) is None:
         sys.exit(
-            f"fastloss: building needs a C++20 compiler, but '{COMPILER}' was not found; install g++ >= 11 or clang >= "
+            f"fastloss: building needs a C++20 compiler, but '{COMPILER}' was not found; install g++ >= 12 or clang >= "
             "14 (Debian, Ubuntu: apt-get install g++), or set CXX."
         )
     return output_of(COMPILER, "--version").splitlines()[0]

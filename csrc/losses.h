@@ -57,11 +57,10 @@ FASTLOSS_HD double select(bool condition, double a, double b) { return condition
 FASTLOSS_HD int32_t to_index(float x) { return int32_t(x); }
 FASTLOSS_HD int32_t to_index(double x) { return int32_t(x); }
 
-// p * nll / q, with the limit 1 of nll / q at q = 0 (a right prediction: 1e-16 is nothing beside 1), and p * inf = 0 at
-// p = 0 (a hopeless one).
+// p * nll, which at p = 0 (a hopeless prediction) is 0, and not 0 * inf.
 template <class V>
-FASTLOSS_HD V p_nll_over_q(V nll, V p, V q) {
-  return select(p > V{} + 0, select(q > V{} + 1e-16f, divide(p * nll, q), p), V{} + 0);
+FASTLOSS_HD V p_times_nll(V nll, V p) {
+  return select(p > V{} + 0, p * nll, V{} + 0);
 }
 
 // q^gamma for q in [0, 1], gamma >= 0. The branches are on a number that is the same for every decision of a call.
@@ -87,8 +86,15 @@ struct Focal {
 
   template <class V>
   FASTLOSS_HD ValueSlope<V> operator()(V nll, V p, V q) const {
+    V p_nll = p_times_nll(nll, p);
+    if (gamma >= 1) {  // no division: q^(gamma - 1) is finite
+      V lower = power(q, gamma - 1);
+      return {lower * q * nll, lower * (q + gamma * p_nll)};
+    }
     V factor = power(q, gamma);
-    return {factor * nll, factor * (gamma * p_nll_over_q(nll, p, q) + 1)};
+    // The limit of nll / q at q = 0 (a right prediction: 1e-16 is nothing beside 1) is 1.
+    V p_nll_over_q = select(q > V{} + 1e-16f, divide(p_nll, q), p);
+    return {factor * nll, factor * (gamma * p_nll_over_q + 1)};
   }
 
   // A soft target t in [0, 1] of the sigmoid form: q = p + t - 2 p t with p = sigmoid(x), f = q^gamma * bce(x, t).

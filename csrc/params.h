@@ -20,7 +20,7 @@ struct Layout {
   int64_t grad_stride[kMaxDims];  // of the gradient
   int64_t class_stride;
   int64_t grad_class_stride;
-  int64_t extent;  // elements from the input's first to one past its last: what may be read
+  int64_t extent;  // elements from the input's first to one past its last
 };
 
 // GHM-C's settings and running statistics. The two pointers are null without momentum.

@@ -35,7 +35,7 @@ FASTLOSS_DECLARE_ISA(avx512)
 
 // Many classes side by side: a decision's classes fill the lanes. Else the lanes hold decisions.
 inline bool runs_rows(const SoftmaxParams& params) {
-  return params.C > 256 && params.layout.class_stride == 1 && params.layout.grad_class_stride == 1;
+  return params.C > 200 && params.layout.class_stride == 1 && params.layout.grad_class_stride == 1;
 }
 
 // A gradient too large for the caches, and not in them for being the logits' own memory.
@@ -51,10 +51,12 @@ inline bool reweights(const SoftmaxParams& params) {
          params.N * params.C <= int64_t(1) << 21;
 }
 
-// Decisions in a block, the unit of work and of summation: about 8192 logits, in whole tiles of the widest vectors.
-// Never a function of the threads: that is what makes the sums the same at any number of them.
+// Decisions in a block, the unit of work and of summation: 4096 to 65536 logits, in whole tiles of the widest vectors.
+// Small enough for many threads to share, large enough that starting one costs nothing. Never a function of the
+// threads: that is what makes the sums the same at any number of them.
 inline int64_t softmax_block_size(const SoftmaxParams& params) {
-  int64_t decisions = 8192 / std::max<int64_t>(params.C, 1);
+  int64_t logits = std::clamp<int64_t>(params.N * params.C / 256, 4096, 65536);
+  int64_t decisions = logits / std::max<int64_t>(params.C, 1);
   return runs_rows(params) ? std::max<int64_t>(decisions, 1) : std::max<int64_t>(decisions / 16 * 16, 16);
 }
 constexpr int64_t kSigmoidBlockSize = 8192;

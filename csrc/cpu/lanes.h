@@ -36,6 +36,7 @@ template <class V>
 using ScalarOf = std::remove_cvref_t<decltype(V{}[0])>;
 
 #define FASTLOSS_LANE_FN inline __attribute__((always_inline))
+#define FASTLOSS_LAMBDA __attribute__((always_inline))
 
 FASTLOSS_LANE_FN f32 select(i32 condition, f32 a, f32 b) { return condition ? a : b; }
 FASTLOSS_LANE_FN f64 select(i64 condition, f64 a, f64 b) { return condition ? a : b; }
@@ -173,11 +174,20 @@ FASTLOSS_LANE_FN i32 narrow_halves(half_i64 low, half_i64 high, std::integer_seq
   return __builtin_shufflevector(__builtin_convertvector(low, half_i32), __builtin_convertvector(high, half_i32), I...);
 }
 
+// Combines all lanes of x, by halves: in an order of its own and in few steps.
+template <int half, class V, class Combine, int... I>
+FASTLOSS_LANE_FN V combine_lanes(V x, Combine combine, std::integer_sequence<int, I...> lanes) {
+  if constexpr (half == 0) {
+    return x;
+  } else {
+    return combine_lanes<half / 2>(combine(x, __builtin_shufflevector(x, x, (I ^ half)...)), combine, lanes);
+  }
+}
+
 template <class V>
-FASTLOSS_LANE_FN double sum_lanes(V x) {
-  double sum = 0;
-  for (int lane = 0; lane < int(sizeof(V) / sizeof(x[0])); ++lane) sum += double(x[lane]);
-  return sum;
+FASTLOSS_LANE_FN ScalarOf<V> max_lane(V x) {
+  auto larger = [](V a, V b) FASTLOSS_LAMBDA { return max(a, b); };
+  return combine_lanes<W / 2>(x, larger, std::make_integer_sequence<int, W>{})[0];
 }
 
 // A sum over many vectors, in double and in an order of its own: the same for the same vectors.
@@ -191,7 +201,10 @@ struct Sum {
       high[lane] += x[lane + W / 2];
     }
   }
-  FASTLOSS_LANE_FN double total() const { return sum_lanes(low + high); }
+  FASTLOSS_LANE_FN double total() const {
+    auto add = [](half_f64 a, half_f64 b) FASTLOSS_LAMBDA { return a + b; };
+    return combine_lanes<W / 4>(low + high, add, std::make_integer_sequence<int, W / 2>{})[0];
+  }
 
  private:
   template <int... I>
@@ -201,6 +214,13 @@ struct Sum {
     high += __builtin_convertvector(second, half_f64);
   }
 };
+
+template <class V>
+FASTLOSS_LANE_FN double sum_lanes(V x) {
+  Sum sum;
+  sum.add(x);
+  return sum.total();
+}
 
 // ---- storage: what a tensor holds (T) against what is computed (S, V)
 
@@ -234,6 +254,12 @@ FASTLOSS_LANE_FN V load_bits(const T* source) {
   __builtin_memcpy(&x, source, sizeof(V));
   return x;
 }
+
+// What is stored as what is computed, and back.
+FASTLOSS_LANE_FN f32 widen(f32 x, float) { return x; }
+FASTLOSS_LANE_FN f64 widen(f64 x, double) { return x; }
+FASTLOSS_LANE_FN f32 narrow(f32 x, float) { return x; }
+FASTLOSS_LANE_FN f64 narrow(f64 x, double) { return x; }
 
 FASTLOSS_LANE_FN f32 widen(u16 x, bfloat16) { return float_of(__builtin_convertvector(x, i32) << 16); }
 
@@ -274,18 +300,24 @@ FASTLOSS_LANE_FN u16 narrow(f32 x, float16) {
 }
 #endif
 
-FASTLOSS_LANE_FN f32 load(const float* source) { return load_bits<f32>(source); }
-FASTLOSS_LANE_FN f64 load(const double* source) { return load_bits<f64>(source); }
+// T as a type that vectors are made of.
 template <class T>
-FASTLOSS_LANE_FN f32 load(const T* source) {
-  return widen(load_bits<u16>(source), T{});
+using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, T>;
+template <class T>
+FASTLOSS_LANE_FN auto bits_at(T* pointer) {
+  return reinterpret_cast<std::conditional_t<std::is_const_v<T>, const Bits<std::remove_const_t<T>>, Bits<T>>*>(
+      pointer);
 }
-
-FASTLOSS_LANE_FN void store(float* target, f32 x) { __builtin_memcpy(target, &x, sizeof(x)); }
-FASTLOSS_LANE_FN void store(double* target, f64 x) { __builtin_memcpy(target, &x, sizeof(x)); }
 template <class T>
-FASTLOSS_LANE_FN void store(T* target, f32 x) {
-  u16 y = narrow(x, T{});
+using BitsVec = decltype(narrow(Vec<T>{}, T{}));
+
+template <class T>
+FASTLOSS_LANE_FN Vec<T> load(const T* source) {
+  return widen(load_bits<BitsVec<T>>(source), T{});
+}
+template <class T>
+FASTLOSS_LANE_FN void store(T* target, Vec<T> x) {
+  BitsVec<T> y = narrow(x, T{});
   __builtin_memcpy(target, &y, sizeof(y));
 }
 
@@ -339,26 +371,59 @@ FASTLOSS_LANE_FN void store_first(T* target, Vec<T> x, int n) {
 // One element, through the vector conversions: they exist once.
 template <class T>
 FASTLOSS_LANE_FN Compute<T> load_one(const T* source) {
-  if constexpr (sizeof(T) == 2) {
-    u16 x = {};
-    x[0] = source->bits;
-    return widen(x, T{})[0];
-  } else {
-    return *source;
-  }
-}
-template <class T>
-FASTLOSS_LANE_FN void store_one(T* target, Compute<T> x) {
-  if constexpr (sizeof(T) == 2) {
-    target->bits = narrow(f32{} + x, T{})[0];
-  } else {
-    *target = x;
-  }
+  BitsVec<T> x = {};
+  x[0] = *bits_at(source);
+  return widen(x, T{})[0];
 }
 
-// ---- the transpose of W vectors of W lanes, in registers
+// The lanes lie anywhere: lane i at base + offset_of(i). The first n of them; the others read as zero.
+template <class T, class OffsetOf>
+FASTLOSS_LANE_FN Vec<T> gather(const T* base, OffsetOf offset_of, int n) {
+  Bits<T> buffer[W] = {};
+  for (int lane = 0; lane < n; ++lane) buffer[lane] = *bits_at(base + offset_of(lane));
+  return load(reinterpret_cast<const T*>(buffer));
+}
+template <class T, class OffsetOf>
+FASTLOSS_LANE_FN void scatter(T* base, OffsetOf offset_of, Vec<T> x, int n) {
+  BitsVec<T> y = narrow(x, T{});
+  for (int lane = 0; lane < n; ++lane) *bits_at(base + offset_of(lane)) = y[lane];
+}
+
+// ---- rows to lanes: W rows of four elements, transposed in registers
 //
-// In blocks of four lanes by unpacking, then of whole blocks: those are the shuffles that cost one cycle on x86.
+// Vectors are put together from, and taken apart into, blocks of four elements, each in a row of its own: inserting and
+// extracting blocks costs x86 less than the shuffles that a square of W rows would take.
+
+template <class Half, int... I>
+FASTLOSS_LANE_FN auto join(Half low, Half high, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(low, high, I...);
+}
+template <int first, class Whole, int... I>
+FASTLOSS_LANE_FN auto part_of(Whole x, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(x, x, (first + I)...);
+}
+
+// Blocks from source, source + step, source + 2 step, ...
+template <int lanes, class T>
+FASTLOSS_LANE_FN auto load_blocks(const T* source, int64_t step) {
+  if constexpr (lanes == 4) {
+    using Block __attribute__((vector_size(4 * sizeof(T)))) = T;
+    return load_bits<Block>(source);
+  } else {
+    return join(load_blocks<lanes / 2>(source, step), load_blocks<lanes / 2>(source + lanes / 8 * step, step),
+                std::make_integer_sequence<int, lanes>{});
+  }
+}
+template <int lanes, class T, class Bits>
+FASTLOSS_LANE_FN void store_blocks(T* target, int64_t step, Bits x) {
+  if constexpr (lanes == 4) {
+    __builtin_memcpy(target, &x, sizeof(x));
+  } else {
+    constexpr auto half = std::make_integer_sequence<int, lanes / 2>{};
+    store_blocks<lanes / 2>(target, step, part_of<0>(x, half));
+    store_blocks<lanes / 2>(target + lanes / 8 * step, step, part_of<lanes / 2>(x, half));
+  }
+}
 
 // {a0, b0, a1, b1} and {a2, b2, a3, b3} of each block, for runs of 1; {a0, a1, b0, b1} and {a2, ...} for runs of 2.
 template <int run, class V, int... I>
@@ -367,37 +432,28 @@ FASTLOSS_LANE_FN void unpack(V a, V b, V& low, V& high, std::integer_sequence<in
   high = __builtin_shufflevector(a, b, (I / 4 * 4 + I % 4 / (2 * run) * run + I % run + (I / run % 2) * W + 2)...);
 }
 
-// The even blocks of a, then of b; the odd blocks of both.
-template <class V, int... I>
-FASTLOSS_LANE_FN void unzip_blocks(V a, V b, V& even, V& odd, std::integer_sequence<int, I...>) {
-  even = __builtin_shufflevector(a, b, (I / 4 * 8 + I % 4)...);
-  odd = __builtin_shufflevector(a, b, (I / 4 * 8 + I % 4 + 4)...);
+// Every block of the four vectors as a square of 4 x 4.
+template <class V>
+FASTLOSS_LANE_FN void transpose_blocks(V (&x)[4]) {
+  constexpr auto lanes = std::make_integer_sequence<int, W>{};
+  V y[4];
+  unpack<1>(x[0], x[1], y[0], y[1], lanes);
+  unpack<1>(x[2], x[3], y[2], y[3], lanes);
+  unpack<2>(y[0], y[2], x[0], x[1], lanes);
+  unpack<2>(y[1], y[3], x[2], x[3], lanes);
 }
 
-template <class V>
-FASTLOSS_LANE_FN void transpose(V (&x)[W]) {
-  constexpr auto lanes = std::make_integer_sequence<int, W>{};
-  V y[W];
-#pragma GCC unroll 16
-  for (int i = 0; i < W; i += 2) unpack<1>(x[i], x[i + 1], y[i], y[i + 1], lanes);
-#pragma GCC unroll 16
-  for (int i = 0; i < W; i += 4) {
-    unpack<2>(y[i], y[i + 2], x[i], x[i + 1], lanes);
-    unpack<2>(y[i + 1], y[i + 3], x[i + 2], x[i + 3], lanes);
-  }
-  // Now block g of x[4 k + j] holds column 4 g + j of the rows 4 k to 4 k + 3.
+// Four elements of each of W rows, step apart: x[i] is element i of all rows.
+template <class T>
+FASTLOSS_LANE_FN void load_columns(const T* source, int64_t step, Vec<T> (&x)[4]) {
 #pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    if constexpr (W == 8) {
-      unzip_blocks(x[j], x[4 + j], y[j], y[4 + j], lanes);
-    } else if constexpr (W == 16) {
-      V even[2], odd[2];
-      unzip_blocks(x[j], x[4 + j], even[0], odd[0], lanes);
-      unzip_blocks(x[8 + j], x[12 + j], even[1], odd[1], lanes);
-      unzip_blocks(even[0], even[1], y[j], y[8 + j], lanes);
-      unzip_blocks(odd[0], odd[1], y[4 + j], y[12 + j], lanes);
-    }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < W && W > 4; ++i) x[i] = y[i];
+  for (int i = 0; i < 4; ++i) x[i] = widen(load_blocks<W>(bits_at(source + i * step), 4 * step), T{});
+  transpose_blocks(x);
+}
+template <class T>
+FASTLOSS_LANE_FN void store_columns(T* target, int64_t step, const Vec<T> (&columns)[4]) {
+  Vec<T> x[4] = {columns[0], columns[1], columns[2], columns[3]};
+  transpose_blocks(x);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) store_blocks<W>(bits_at(target + i * step), 4 * step, narrow(x[i], T{}));
 }

@@ -9,121 +9,112 @@
 
 // ---- where decisions lie
 
-// The offsets of up to W consecutive decisions, from the layout's dimensions.
+// Walks the decisions in order and knows where each lies.
 struct Positions {
   const Layout& layout;
+  int64_t input = 0, grad = 0;  // offsets of the current decision
   int64_t index[kMaxDims];
 
   Positions(const Layout& where, int64_t position) : layout(where) {
     for (int d = layout.ndim - 1; d >= 0; --d) {
       index[d] = position % layout.size[d];
       position /= layout.size[d];
+      input += index[d] * layout.stride[d];
+      grad += index[d] * layout.grad_stride[d];
     }
   }
+
+  int inner() const { return layout.ndim - 1; }
 
   // How many decisions follow with one stride between them.
-  int64_t run() const { return layout.size[layout.ndim - 1] - index[layout.ndim - 1]; }
+  int64_t run() const { return layout.size[inner()] - index[inner()]; }
 
-  int64_t offset(const int64_t* stride) const {
-    int64_t sum = 0;
-    for (int d = 0; d < layout.ndim; ++d) sum += index[d] * stride[d];
-    return sum;
-  }
+  void advance(int64_t count) { move(inner(), count); }
 
-  void advance(int64_t count) {
-    index[layout.ndim - 1] += count;
-    for (int d = layout.ndim - 1; d > 0 && index[d] >= layout.size[d]; --d) {
-      index[d - 1] += index[d] / layout.size[d];
-      index[d] %= layout.size[d];
+ private:
+  void move(int d, int64_t count) {
+    index[d] += count;
+    input += count * layout.stride[d];
+    grad += count * layout.grad_stride[d];
+    if (d > 0 && index[d] >= layout.size[d]) {
+      int64_t carry = index[d] / layout.size[d];
+      index[d] -= carry * layout.size[d];
+      input -= carry * layout.size[d] * layout.stride[d];
+      grad -= carry * layout.size[d] * layout.grad_stride[d];
+      move(d - 1, carry);
     }
   }
 };
 
-// W decisions: the offset of each in the input and in the gradient.
+// W decisions: where each lies in the input and in the gradient.
 struct Tile {
-  int count;     // decisions in it, at most W
-  bool uniform;  // one stride between them
-  int64_t input[W], grad[W];
+  int count;                      // decisions in it, at most W
+  bool uniform;                   // one stride between them
+  int64_t input_step, grad_step;  // that stride
+  int64_t input[W], grad[W];      // offsets; where uniform only the first
 
-  Tile(Positions& positions, int n) : count(n), uniform(positions.run() >= n) {
-    const Layout& layout = positions.layout;
-    if (uniform) {
-      int inner = layout.ndim - 1;
-      int64_t in = positions.offset(layout.stride), out = positions.offset(layout.grad_stride);
-      for (int lane = 0; lane < W; ++lane) {
-        input[lane] = in + lane * layout.stride[inner];
-        grad[lane] = out + lane * layout.grad_stride[inner];
-      }
-      positions.advance(n);
-    } else {
-      for (int lane = 0; lane < n; ++lane) {
-        input[lane] = positions.offset(layout.stride);
-        grad[lane] = positions.offset(layout.grad_stride);
-        positions.advance(1);
-      }
+  // The next n decisions. Not a constructor: a tile is used where it is made, as a copy would wait for its stores.
+  void take(Positions& positions, int n) {
+    count = n;
+    uniform = positions.run() >= n;
+    input_step = positions.layout.stride[positions.inner()];
+    grad_step = positions.layout.grad_stride[positions.inner()];
+    input[0] = positions.input;
+    grad[0] = positions.grad;
+    if (uniform) return positions.advance(n);
+    for (int lane = 0; lane < n; ++lane) {
+      input[lane] = positions.input;
+      grad[lane] = positions.grad;
+      positions.advance(1);
     }
   }
+
+  int64_t input_of(int lane) const { return uniform ? input[0] + lane * input_step : input[lane]; }
+  int64_t grad_of(int lane) const { return uniform ? grad[0] + lane * grad_step : grad[lane]; }
 };
+
+// Calls with_columns(c) for columns c to c + 3 of rows of C >= 4: the last four may be among those before.
+template <class WithColumns>
+inline void for_each_four(int64_t C, WithColumns with_columns) {
+  for (int64_t c = 0; c + 4 <= C; c += 4) with_columns(c);
+  if (C % 4) with_columns(C - 4);
+}
 
 // Logits of a tile, class by class: staged[c] holds class c of the W decisions.
 template <class T>
 inline void load_tile(const T* input, const Layout& layout, const Tile& tile, int64_t C, Vec<T>* staged) {
-  int64_t stride = layout.class_stride;
+  const int64_t stride = layout.class_stride;
+  const T* first = input + tile.input[0];
   bool full = tile.count == W && tile.uniform;
-  int64_t padded = (C + W - 1) / W * W;  // a row read in whole vectors runs into what follows it
-  if (full && stride == 1 && tile.input[W - 1] + padded <= layout.extent) {
-    for (int64_t c = 0; c < C; c += W) {
-      Vec<T> x[W];
-#pragma GCC unroll 16
-      for (int lane = 0; lane < W; ++lane) x[lane] = load(input + tile.input[lane] + c);
-      transpose(x);
-#pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) {
-        if (c + i < C) staged[c + i] = x[i];
-      }
-    }
-  } else if (full && tile.input[1] == tile.input[0] + 1) {
-    for (int64_t c = 0; c < C; ++c) staged[c] = load(input + tile.input[0] + c * stride);
+  if (full && stride == 1 && C >= 4) {
+    for_each_four(C, [&](int64_t c) {
+      Vec<T> x[4];
+      load_columns(first + c, tile.input_step, x);
+      for (int i = 0; i < 4; ++i) staged[c + i] = x[i];
+    });
+  } else if (full && tile.input_step == 1) {
+    for (int64_t c = 0; c < C; ++c) staged[c] = load(first + c * stride);
   } else {
     for (int64_t c = 0; c < C; ++c) {
-      Vec<T> x = {};
-      for (int lane = 0; lane < tile.count; ++lane) x[lane] = load_one(input + tile.input[lane] + c * stride);
-      staged[c] = x;
+      staged[c] = gather(input + c * stride, [&](int lane) { return tile.input_of(lane); }, tile.count);
     }
   }
 }
 
 template <class T>
 inline void store_tile(T* grad, const Layout& layout, const Tile& tile, int64_t C, const Vec<T>* staged) {
-  int64_t stride = layout.grad_class_stride;
+  const int64_t stride = layout.grad_class_stride;
+  T* first = grad + tile.grad[0];
   bool full = tile.count == W && tile.uniform;
-  if (full && stride == 1) {
-    for (int64_t c = 0; c < C; c += W) {
-      int valid = int(C - c < W ? C - c : W);
-      // Short rows without a gap between them: what a whole vector writes past its row is overwritten by the rows after
-      // it, as long as it stays inside the tile.
-      bool dense = C < W && tile.grad[1] == tile.grad[0] + C;
-      int whole = valid == W ? W : dense ? int((W * C - W) / C) + 1 : 0;
-      Vec<T> x[W];
-#pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) x[i] = c + i < C ? staged[c + i] : Vec<T>{};
-      transpose(x);
-#pragma GCC unroll 16
-      for (int lane = 0; lane < W; ++lane) {
-        if (lane < whole) {
-          store(grad + tile.grad[lane] + c, x[lane]);
-        } else {
-          store_first(grad + tile.grad[lane] + c, x[lane], valid);
-        }
-      }
-    }
-  } else if (full && tile.grad[1] == tile.grad[0] + 1) {
-    for (int64_t c = 0; c < C; ++c) store(grad + tile.grad[0] + c * stride, staged[c]);
+  if (full && stride == 1 && C >= 4) {
+    for_each_four(C, [&](int64_t c) {
+      store_columns(first + c, tile.grad_step, {staged[c], staged[c + 1], staged[c + 2], staged[c + 3]});
+    });
+  } else if (full && tile.grad_step == 1) {
+    for (int64_t c = 0; c < C; ++c) store(first + c * stride, staged[c]);
   } else {
     for (int64_t c = 0; c < C; ++c) {
-      for (int lane = 0; lane < tile.count; ++lane) {
-        store_one(grad + tile.grad[lane] + c * stride, staged[c][lane]);
-      }
+      scatter(grad + c * stride, [&](int lane) { return tile.grad_of(lane); }, staged[c], tile.count);
     }
   }
 }
@@ -244,44 +235,43 @@ struct SoftmaxBlock {
   // ---- tile: W decisions at a time
 
   V weights_of(M target, M valid) const {
-    V row_weight = select(valid, V{} + 1, V{});
-    if (weight) {
-      for (int lane = 0; lane < W; ++lane) row_weight[lane] = valid[lane] ? weight[target[lane]] : S(0);
-    }
-    return row_weight;
+    if (!weight) return V{} + 1;  // finish() leaves out what is ignored
+    S row_weight[W];
+    for (int lane = 0; lane < W; ++lane) row_weight[lane] = valid[lane] ? weight[target[lane]] : S(0);
+    return load(row_weight);
   }
 
   double tiles(int64_t begin, int64_t end) const {
     const int64_t C = params.C;
-    const int most = strided_tiles();
-    std::unique_ptr<V[]> staged(new V[C * most]);  // [tiles, C] of W decisions: logits, exponentials, gradient
+    const int most_strided = strided_tiles(), together = tiles_together();
+    std::unique_ptr<V[]> staged(new V[C * std::max(most_strided, together)]);  // [tiles, C] of W decisions
     Positions positions(params.layout, begin);
     Sum sum;
     for (int64_t position = begin; position < end;) {
       int64_t run = std::min(positions.run(), end - position) / W;
-      int tiles = int(std::clamp<int64_t>(run, 1, most));
-      bool strided = most > 1 && run > 0;
-      Tile first(positions, int(std::min<int64_t>(end - position, W)));
-      if (strided) {
+      if (most_strided > 1 && run > 0) {
+        int tiles = int(std::min<int64_t>(run, most_strided));
+        Tile first;
+        first.take(positions, W);
         positions.advance((tiles - 1) * W);
         load_strided(input, params.layout, first, tiles, C, staged.get());
-      } else {
-        load_tile(input, params.layout, first, C, staged.get());
-      }
-      for (int i = 0; i < tiles; ++i, position += W) {
-        // The group that follows, fetched while this one is computed; a prefetch past the end does nothing.
-        const T* next = strided ? input + first.input[0] + (tiles + i) * W : nullptr;
-        V value = one_tile(staged.get() + i * C, position, first.count, next);
-        if (params.reduction == Reduction::none) {
-          store_first(static_cast<S*>(params.loss) + position, value, first.count);
+        for (int i = 0; i < tiles; i += together) {
+          Next next = {input + first.input[0] + (tiles + i) * W, W, params.layout.class_stride};
+          fuse(staged.get() + i * C, std::min(together, tiles - i), position + i * W, end, next, sum);
         }
-        sum.add(value);
-      }
-      if (!grad) continue;
-      if (strided) {
-        store_strided(grad, params.layout, first, tiles, C, staged.get(), streaming);
+        if (grad) store_strided(grad, params.layout, first, tiles, C, staged.get(), streaming);
+        position += tiles * W;
       } else {
-        store_tile(grad, params.layout, first, C, staged.get());
+        int tiles = int(std::min<int64_t>((end - position + W - 1) / W, together));
+        Tile where[kTogether];
+        for (int i = 0; i < tiles; ++i) {
+          where[i].take(positions, int(std::min<int64_t>(end - position - i * W, W)));
+          load_tile(input, params.layout, where[i], C, staged.get() + i * C);
+        }
+        Next next = {input + where[0].input[0] + tiles * W * where[0].input_step, W * where[0].input_step, W};
+        fuse(staged.get(), tiles, position, end, next, sum);
+        for (int i = 0; grad && i < tiles; ++i) store_tile(grad, params.layout, where[i], C, staged.get() + i * C);
+        position += tiles * W;
       }
     }
     finish_streaming();
@@ -296,39 +286,86 @@ struct SoftmaxBlock {
     return strided ? int(std::clamp<int64_t>(262144 / (params.C * int64_t(sizeof(V))), 1, 16)) : 1;
   }
 
-  // staged [C]: logits in, gradient out.
-  V one_tile(V* staged, int64_t position, int count, const T* next) const {
+  // How many tiles are finished together: while one waits for its logarithms and divisions, the others compute theirs.
+  // They stay in a part of the L1 cache.
+  static constexpr int kTogether = 4;
+  int tiles_together() const { return int(std::clamp<int64_t>(8192 / (params.C * int64_t(sizeof(V))), 1, kTogether)); }
+
+  // What the pass over a tile's logits finds.
+  struct TileSoftmax {
+    M target, valid;
+    bool any_valid;
+    Softmax softmax;
+  };
+
+  // The logits that follow, fetched while these are computed: a cache line a class. Where they lie otherwise, or past
+  // the end, a prefetch does nothing.
+  struct Next {
+    const T* x;
+    int64_t tile_step, class_step;
+  };
+
+  // staged [tiles, C]: logits in, gradient out. Adds the losses to sum, or writes them where reduction is none.
+  void fuse(V* staged, int tiles, int64_t position, int64_t end, Next next, Sum& sum) const {
+    const int64_t C = params.C;
+    TileSoftmax found[kTogether];
+    Gradient gradient[kTogether];
+    for (int i = 0; i < tiles; ++i) {
+      int count = int(std::min<int64_t>(end - position - i * W, W));
+      found[i] = exponentials(staged + i * C, position + i * W, count, next);
+      next.x += next.tile_step;
+    }
+    for (int i = 0; i < tiles; ++i) {
+      const TileSoftmax& tile = found[i];
+      V value = finish(tile.softmax, weights_of(tile.target, tile.valid), tile.valid, gradient[i]);
+      if (params.reduction == Reduction::none) {
+        int64_t at = position + i * W;
+        store_first(static_cast<S*>(params.loss) + at, value, int(std::min<int64_t>(end - at, W)));
+      }
+      sum.add(value);
+    }
+    for (int i = 0; grad && i < tiles; ++i) {
+      if (found[i].any_valid) gradients(staged + i * C, found[i], gradient[i]);
+    }
+  }
+
+  // staged [C]: logits in, exponentials out, and 0 where all decisions are ignored.
+  TileSoftmax exponentials(V* staged, int64_t position, int count, const Next& next) const {
     const int32_t C = int32_t(params.C);
     M target = load_targets<M>(params, position, count);
     M valid = target != M{} - 1;
     if (!any(valid)) {
       for (int32_t c = 0; c < C; ++c) staged[c] = V{};
-      return V{};
+      return {target, valid, false, {V{}, V{} + 1, V{}, V{}}};
     }
     Softmax softmax = {staged[0], V{}, V{}, V{}};
     for (int32_t c = 1; c < C; ++c) softmax.max = max(staged[c], softmax.max);
-    for (int32_t c = 0; c < C; ++c) {
-      if (next) __builtin_prefetch(next + c * params.layout.class_stride, 0, 2);
+    M c_lanes = {};  // c; counting is cheaper than bringing c into a vector
+    for (int32_t c = 0; c < C; ++c, c_lanes += 1) {
+      __builtin_prefetch(next.x + c * next.class_step, 0, 2);
       V x = staged[c];
       V shifted = x - softmax.max;
       V e = exp(shifted);
       softmax.sum += e;
-      softmax.target_logit = select(target == c, x, softmax.target_logit);
+      softmax.target_logit = select(target == c_lanes, x, softmax.target_logit);
       if constexpr (smooths) softmax.weighted += weight_of(c) * shifted;
       staged[c] = e;
     }
-    Gradient gradient;
-    V value = finish(softmax, weights_of(target, valid), valid, gradient);
-    if (!grad) return value;
-    for (int32_t c = 0; c < C; ++c) {
-      V g = staged[c] * gradient.probability - select(target == c, gradient.onehot, V{});
+    return {target, valid, true, softmax};
+  }
+
+  // staged [C]: exponentials in, gradient out.
+  void gradients(V* staged, const TileSoftmax& tile, const Gradient& gradient) const {
+    const int32_t C = int32_t(params.C);
+    M c_lanes = {};
+    for (int32_t c = 0; c < C; ++c, c_lanes += 1) {
+      V g = staged[c] * gradient.probability - select(tile.target == c_lanes, gradient.onehot, V{});
       if constexpr (smooths) g -= weight_of(c) * (smooth * scale);
       staged[c] = g;
     }
-    if (any(~valid)) {  // an ignored decision has no gradient, whatever its logits: 0 * nan is not 0
-      for (int32_t c = 0; c < C; ++c) staged[c] = select(valid, staged[c], V{});
+    if (any(~tile.valid)) {  // an ignored decision has no gradient, whatever its logits: 0 * nan is not 0
+      for (int32_t c = 0; c < C; ++c) staged[c] = select(tile.valid, staged[c], V{});
     }
-    return value;
   }
 
   // ---- row: one decision at a time
@@ -339,10 +376,10 @@ struct SoftmaxBlock {
     Positions positions(params.layout, begin);
     double sum = 0;
     for (int64_t position = begin; position < end; ++position) {
-      const T* x = input + positions.offset(params.layout.stride);
-      T* g = grad ? grad + positions.offset(params.layout.grad_stride) : nullptr;
+      const T* x = input + positions.input;
+      T* g = grad ? grad + positions.grad : nullptr;
       positions.advance(1);
-      const T* next = position + 1 < end ? input + positions.offset(params.layout.stride) : x;
+      const T* next = position + 1 < end ? input + positions.input : x;
       int64_t y = target_of(position);
       S value = 0;
       if (y != params.ignore_index) {
@@ -373,9 +410,7 @@ struct SoftmaxBlock {
       for (int i = 0; i < 4; ++i) high[i] = max(load(x + c + i * W), high[i]);
     }
     for (; c < whole; c += W) high[0] = max(load(x + c), high[0]);
-    high[0] = max(max(high[0], high[1]), max(high[2], high[3]));
-    S highest = high[0][0];
-    for (int lane = 1; lane < W; ++lane) highest = high[0][lane] > highest ? high[0][lane] : highest;
+    const S highest = max_lane(max(max(high[0], high[1]), max(high[2], high[3])));
 
     Softmax softmax = {V{} + highest, V{}, V{} + load_one(x + y), V{}};
     V sum[2] = {};
@@ -482,12 +517,12 @@ template <class T>
 inline void scale_tile(T* grad, const Layout& layout, const Tile& tile, int64_t C, Vec<T> factor) {
   if (layout.grad_class_stride == 1) {
     for (int lane = 0; lane < tile.count; ++lane) {
-      T* row = grad + tile.grad[lane];
+      T* row = grad + tile.grad_of(lane);
       int64_t c = 0;
       for (; c + W <= C; c += W) store(row + c, load(row + c) * factor[lane]);
       if (c < C) store_first(row + c, load_first(row + c, int(C - c)) * factor[lane], int(C - c));
     }
-  } else if (tile.count == W && tile.uniform && tile.grad[1] == tile.grad[0] + 1) {
+  } else if (tile.count == W && tile.uniform && tile.grad_step == 1) {
     for (int64_t c = 0; c < C; ++c) {
       T* row = grad + tile.grad[0] + c * layout.grad_class_stride;
       store(row, load(row) * factor);
@@ -495,8 +530,7 @@ inline void scale_tile(T* grad, const Layout& layout, const Tile& tile, int64_t 
   } else {
     for (int64_t c = 0; c < C; ++c) {
       for (int lane = 0; lane < tile.count; ++lane) {
-        T* element = grad + tile.grad[lane] + c * layout.grad_class_stride;
-        store_one(element, load_one(element) * factor[lane]);
+        grad[tile.grad_of(lane) + c * layout.grad_class_stride] *= factor[lane];
       }
     }
   }
@@ -528,7 +562,8 @@ inline double reweight_block_of(const SoftmaxParams& params, const void* nll, do
     if (params.reduction == Reduction::none) store_first(static_cast<S*>(params.loss) + position, value, count);
     sum.add(value);
     if (!params.grad) return;
-    Tile tile(positions, count);
+    Tile tile;
+    tile.take(positions, count);
     V factor = select(valid, beta * S(gradient_scale), V{});
     scale_tile(static_cast<T*>(params.grad), params.layout, tile, params.C, factor);
   });
