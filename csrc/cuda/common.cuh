@@ -167,15 +167,48 @@ __device__ __forceinline__ S one_minus_p(S nll) {
   return -expm1(-nll);
 }
 
+// GHM-C's beta of each bin. Every decision looks one up, so each block stages them in shared memory.
+template <class S>
+struct BinWeights {
+  static constexpr int32_t kMaxStaged = 32;  // a bank for each; of more bins, beta is looked up in global memory
+
+  const double* global;  // [bins]
+  int32_t bins;
+
+  // Called by all threads of a block, kMaxStaged or more, before any look-up.
+  __device__ void stage() const {
+    if (bins > kMaxStaged) return;
+    if (int32_t(threadIdx.x) < bins) staged()[threadIdx.x] = S(global[threadIdx.x]);
+    __syncthreads();  // staged before they are looked up
+  }
+
+  __device__ S of(S gradient_norm) const {
+    int32_t bin = ghm_bin(gradient_norm, bins);
+    return bins <= kMaxStaged ? staged()[bin] : S(global[bin]);
+  }
+
+ private:
+  static __device__ S* staged() {
+    __shared__ S weights[kMaxStaged];
+    return weights;
+  }
+};
+
 template <class S>
 struct GhmcLoss {
-  const double* bin_weight;  // [bins]
-  int32_t bins;
+  BinWeights<S> bin_weights;
+  __device__ void stage() const { bin_weights.stage(); }
   __device__ ValueSlope<S> operator()(S nll, S /*p*/, S q) const {
-    S beta = S(bin_weight[ghm_bin(q, bins)]);
+    S beta = bin_weights.of(q);
     return {beta * nll, beta};
   }
 };
+
+// What a loss keeps in shared memory, if anything. Called by all threads of a block before its first decision.
+template <class LossOf>
+__device__ __forceinline__ void stage_loss(const LossOf& loss_of) {
+  if constexpr (requires { loss_of.stage(); }) loss_of.stage();
+}
 
 // ---- scratch memory
 

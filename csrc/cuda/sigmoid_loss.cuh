@@ -98,10 +98,10 @@ __device__ __forceinline__ void for_each_run(const SigmoidLaunch& launch, const 
 
 template <class S>
 struct SigmoidGhmcLoss {
-  const double* bin_weight;  // [bins]
-  int32_t bins;
+  BinWeights<S> bin_weights;
+  __device__ void stage() const { bin_weights.stage(); }
   __device__ ValueSlope<S> operator()(const Decision<S>& d, S target, bool soft) const {
-    S beta = S(bin_weight[ghm_bin(gradient_norm(d, target), bins)]);
+    S beta = bin_weights.of(gradient_norm(d, target));
     ValueSlope<S> f = SigmoidCrossEntropy{}(d, target, soft);
     return {beta * f.value, beta * f.slope};
   }
@@ -126,6 +126,7 @@ __global__ void __launch_bounds__(kSigmoidThreads, kSigmoidBlocks<T>)
   const S alpha = S(params.alpha);
   const bool stores_loss = params.reduction == Reduction::none;
   double sum = 0;
+  stage_loss(loss_of);
   for_each_run<T>(launch, [&](const auto& in, int64_t i) {
     constexpr int K = sizeof(in.logits) / sizeof(S);
     Run<T, K> grad;
@@ -204,7 +205,7 @@ cudaError_t launch_sigmoid_of(SigmoidLaunch launch, cudaStream_t stream) {
     sigmoid_histogram<T><<<blocks, kSigmoidThreads, 0, stream>>>(launch);
     cudaError_t error = cudaGetLastError();
     if (error != cudaSuccess) return error;
-    SigmoidGhmcLoss<S> loss_of{params.bin_weight, params.ghm.bins};
+    SigmoidGhmcLoss<S> loss_of{{params.bin_weight, params.ghm.bins}};
     return launch_sigmoid_kernel<T>(launch, loss_of, blocks, stream);
   }
   if (params.gamma == 0) return launch_sigmoid_kernel<T>(launch, SigmoidCrossEntropy{}, blocks, stream);

@@ -111,7 +111,7 @@ cudaError_t launch_loss(SoftmaxLaunch launch, cudaStream_t stream) {
     case Loss::ghmc:
       error = launch_schedule<T, CountNorms, false>(launch, {}, stream);
       if (error != cudaSuccess) return error;
-      return launch_schedule<T, GhmcLoss<S>, false>(launch, {params.bin_weight, params.ghm.bins}, stream);
+      return launch_schedule<T, GhmcLoss<S>, false>(launch, {{params.bin_weight, params.ghm.bins}}, stream);
   }
   return cudaErrorInvalidValue;
 }

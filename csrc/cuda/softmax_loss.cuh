@@ -159,6 +159,7 @@ struct SoftmaxBlock {
       class_weights = weight ? S(launch.scratch->class_weights) : S(params.C);
       smooth = S(params.label_smoothing / double(params.C));
     }
+    stage_loss(loss_of);
   }
 
   // The parts that count_targets left, in a fixed order.

@@ -159,7 +159,7 @@ class Emulated:
 
     def __init__(self, ptxsim, source, **options):
         self.ptxsim = ptxsim
-        self.lib = ptxsim.HostLib(source, arch="sm_80", includes=[str(CSRC / "cuda")], **options)
+        self.lib = ptxsim.HostLib(source, arch="sm_80", includes=[str(CSRC / "cuda")], std="c++20", **options)
 
     def call(self, name, *args, outputs=(), memories=(), **options):
         """Runs an entry point; returns its launches. The device sees the memory of these tensors and no more.
