@@ -415,13 +415,16 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
     const Split<T, uint32_t> split(x, C, !g || same_alignment(x, g));
     const uint32_t packs = y < 0 ? 0 : split.packs;
     const uint32_t scalars = y < 0 ? 0 : split.scalars;
+    // A warp takes packs from the start of a 32-byte sector on, else its accesses have half a sector at both ends. Pack
+    // -1, where the first is a sector's second half, is none: unsigned, it is past the end.
+    const int32_t first_pack = int32_t(lane) - int32_t(reinterpret_cast<uintptr_t>(x + split.head) / 16 % 2);
     // Shifted so that packs are packs in shared memory too. A thread reads there only what it wrote: no barrier.
     T* row = reinterpret_cast<T*>(reinterpret_cast<char*>(shared) + row_in_block * launch.staged_bytes) +
              (size - split.head % size) % size;  // [C]
 
     S target_logit = y < 0 ? S(0) : to_compute(x[y]);
     ClassSum<S> classes;
-    for (uint32_t i = lane; i < packs; i += batch * threads) {
+    for (int32_t i = first_pack; i < int32_t(packs); i += batch * threads) {
       Pack<T> loaded[batch];
 #pragma unroll
       for (int b = 0; b < batch; ++b) {
@@ -429,7 +432,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
       }
 #pragma unroll
       for (int b = 0; b < batch; ++b) {
-        if (i + b * threads >= packs) break;
+        if (i + b * threads >= packs) continue;
         if (staged) store_shared_pack(row + split.pack(i + b * threads), loaded[b]);
         S logits[size];
 #pragma unroll
@@ -448,7 +451,8 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
     SoftmaxDecision<S> decision = softmax.decide(classes, target_logit, y, lane == 0);
     S weighted = 0;
     if (softmax.second_pass() && y >= 0) {
-      for (uint32_t i = lane; i < packs; i += threads) {
+      for (int32_t i = first_pack; i < int32_t(packs); i += threads) {
+        if (i < 0) continue;
         uint32_t at = split.pack(i);
         Pack<T> pack = staged ? load_shared_pack(row + at) : load_pack(x + at);
 #pragma unroll
@@ -472,7 +476,9 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
       }
     } else if (g && exists) {  // ignored: 0, whatever the logits
       Pack<T> zeros{};
-      for (uint32_t i = lane; i < split.packs; i += threads) store_pack(g + split.pack(i), zeros);
+      for (int32_t i = first_pack; i < int32_t(split.packs); i += threads) {
+        if (i >= 0) store_pack(g + split.pack(i), zeros);
+      }
       for (uint32_t i = lane; i < split.scalars; i += threads) g[split.scalar(i)] = zeros.at[0];
     }
     if constexpr (smooths) weighted = add_threads(weighted, threads);
