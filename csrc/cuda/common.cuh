@@ -220,8 +220,9 @@ __device__ __forceinline__ void stage_loss(const LossOf& loss_of) {
 constexpr int kMaxBlocks = FASTLOSS_MAX_BLOCKS;
 constexpr int kMaxCountBlocks = 256;
 
-// In the caller's workspace, uninitialised at first. The histogram, counts [bins], follows it.
-struct Scratch {
+// In the caller's workspace, uninitialised at first. The histogram, counts [bins], follows it, from the start of a
+// 32-byte sector.
+struct alignas(32) Scratch {
   double loss[kMaxBlocks];                // of each block
   double target_weight[kMaxCountBlocks];  // of each block of count_targets
   double class_weights;                   // sum_k w_k

@@ -122,7 +122,8 @@ __global__ void __launch_bounds__(kSigmoidThreads, kSigmoidBlocks<T>)
     sigmoid_loss(const __grid_constant__ SigmoidLaunch launch, const LossOf loss_of) {
   using S = Compute<T>;
   const SigmoidParams& params = launch.params;
-  const S scale = S(params.grad_scale / sigmoid_denominator(launch));
+  const double denominator = sigmoid_denominator(launch);
+  const S scale = S(params.grad_scale / denominator);
   const S alpha = S(params.alpha);
   const bool stores_loss = params.reduction == Reduction::none;
   double sum = 0;
@@ -147,7 +148,7 @@ __global__ void __launch_bounds__(kSigmoidThreads, kSigmoidBlocks<T>)
     if (params.grad) store_run(static_cast<T*>(params.grad) + i, grad);
     if (stores_loss) store_run(static_cast<S*>(params.loss) + i, loss);
   });
-  if (!stores_loss) reduce_loss(sum, sigmoid_denominator(launch), launch.scratch, static_cast<S*>(params.loss));
+  if (!stores_loss) reduce_loss(sum, denominator, launch.scratch, static_cast<S*>(params.loss));
 }
 
 // GHM-C's first pass: counts the gradient norms; the last block turns the counts into beta.
@@ -172,7 +173,7 @@ __global__ void __launch_bounds__(kSigmoidThreads, kSigmoidBlocks<T>)
 
 // ---- launching
 
-// Of device memory, aligned to 16 bytes; its contents do not matter.
+// Of device memory, aligned to 32 bytes; its contents do not matter.
 inline size_t sigmoid_workspace_bytes(const SigmoidParams& params) { return scratch_bytes(params.ghm.bins); }
 
 template <class T>

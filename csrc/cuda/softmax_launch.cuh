@@ -7,7 +7,7 @@
 
 namespace fastloss {
 
-// Of device memory, aligned to 16 bytes; its contents do not matter.
+// Of device memory, aligned to 32 bytes; its contents do not matter.
 inline size_t softmax_workspace_bytes(const SoftmaxParams& params) { return scratch_bytes(params.ghm.bins); }
 
 template <class LaunchArg, class LossOf>

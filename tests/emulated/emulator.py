@@ -176,8 +176,8 @@ class Emulated:
         return list(self.lib.log)
 
     def workspace(self, num_bytes):
-        """Uninitialised device memory: reading it before it is written is an error."""
-        return self.ptxsim.Out(np.zeros(num_bytes // 8 + 1, np.int64), must_write=False)
+        """Uninitialised device memory: reading it before it is written is an error. Aligned, as torch allocates it."""
+        return self.ptxsim.Out(torch.zeros(num_bytes, dtype=torch.uint8).numpy(), must_write=False)
 
 
 SOFTMAX_SOURCE = """
