@@ -223,10 +223,9 @@ constexpr int kMaxCountBlocks = 256;
 // In the caller's workspace, uninitialised at first. The histogram, counts [bins], follows it, from the start of a
 // 32-byte sector.
 struct alignas(32) Scratch {
-  double loss[kMaxBlocks];                // of each block
-  double target_weight[kMaxCountBlocks];  // of each block of count_targets
-  double class_weights;                   // sum_k w_k
-  double num_decisions;                   // in the histogram
+  double loss[kMaxBlocks];              // of each block
+  double denominator[kMaxCountBlocks];  // of a mean: a part of each block of count_targets; GHM-C: one, the decisions
+  double class_weights;                 // sum_k w_k
   uint32_t loss_ticket;
   uint32_t histogram_ticket;
 
@@ -348,7 +347,7 @@ __device__ __noinline__ inline void finish_histogram(const GhmState& state, Scra
   total = block_sum(total);
   nonempty = block_sum(nonempty);
   if (threadIdx.x == 0) {
-    shared_total = scratch->num_decisions = total;
+    shared_total = scratch->denominator[0] = total;
     shared_nonempty = nonempty;
   }
   __syncthreads();  // the totals are written

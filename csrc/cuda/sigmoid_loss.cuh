@@ -114,7 +114,7 @@ __device__ inline double sigmoid_denominator(const SigmoidLaunch& launch) {
   const SigmoidParams& params = launch.params;
   if (params.reduction != Reduction::mean) return 1;
   // As mmdetection has it: GHM-C of a batch without any valid decision has the mean 0, not nan.
-  return params.kind == Loss::ghmc ? max(launch.scratch->num_decisions, 1.0) : double(params.N);
+  return params.kind == Loss::ghmc ? max(launch.scratch->denominator[0], 1.0) : double(params.N);
 }
 
 template <class T, class LossOf>

@@ -88,11 +88,14 @@ cudaError_t launch_schedule(SoftmaxLaunch launch, const LossOf& loss_of, cudaStr
 template <class T>
 cudaError_t prepare(SoftmaxLaunch& launch, cudaStream_t stream) {
   const SoftmaxParams& params = launch.params;
-  if (params.kind == Loss::ghmc) return reset_scratch(launch.scratch, params.ghm.bins, stream);
+  if (params.kind == Loss::ghmc) {
+    launch.denominator_parts = 1;
+    return reset_scratch(launch.scratch, params.ghm.bins, stream);
+  }
   // Without a sum over decisions there is no ticket and no denominator.
   if (params.reduction == Reduction::none && !(params.label_smoothing > 0 && params.weight)) return cudaSuccess;
-  launch.count_blocks = num_blocks(params.N, 16 * kCountThreads, kMaxCountBlocks);
-  count_targets<Compute<T>><<<launch.count_blocks, kCountThreads, 0, stream>>>(launch);
+  launch.denominator_parts = num_blocks(params.N, 16 * kCountThreads, kMaxCountBlocks);
+  count_targets<Compute<T>><<<launch.denominator_parts, kCountThreads, 0, stream>>>(launch);
   return cudaGetLastError();
 }
 

@@ -30,11 +30,11 @@ constexpr int kCountThreads = 256;
 struct SoftmaxLaunch {
   SoftmaxParams params;
   Scratch* scratch;
-  int64_t* counts;      // [bins] where CountNorms leaves its histogram, or null: it becomes GHM-C's weights
-  int count_blocks;     // that left a part of the mean's denominator in scratch
-  int tile_rows;        // tile: rows staged at a time
-  int threads_per_row;  // rows
-  int staged_bytes;     // rows: of shared memory for each row; positions: for the block; 0: logits are read twice
+  int64_t* counts;        // [bins] where CountNorms leaves its histogram, or null: it becomes GHM-C's weights
+  int denominator_parts;  // parts of the mean's denominator in scratch
+  int tile_rows;          // tile: rows staged at a time
+  int threads_per_row;    // rows
+  int staged_bytes;       // rows: of shared memory for each row; positions: for the block; 0: logits are read twice
 };
 
 // Not a loss: counts where the decisions' gradient norms fall.
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kCountThreads) count_targets(const __grid_cons
     if (y >= 0) sum += weight ? double(weight[y]) : 1.0;
   }
   sum = block_sum(sum);
-  if (threadIdx.x == 0) scratch->target_weight[blockIdx.x] = sum;
+  if (threadIdx.x == 0) scratch->denominator[blockIdx.x] = sum;
   if (blockIdx.x == 0) {
     sum = 0;
     for (int32_t c = threadIdx.x; weight && c < params.C; c += kCountThreads) sum += double(weight[c]);
@@ -150,10 +150,7 @@ struct SoftmaxBlock {
         loss_of(loss),
         weight(static_cast<const S*>(l.params.weight)),
         histogram(storage, l.scratch, l.params.ghm.bins) {
-    denominator = 1;
-    if (!counts && params.reduction == Reduction::mean) {
-      denominator = params.kind == Loss::ghmc ? launch.scratch->num_decisions : target_weight();
-    }
+    denominator = !counts && params.reduction == Reduction::mean ? mean_denominator() : 1;
     scale = S(params.grad_scale / denominator);
     if constexpr (smooths) {
       class_weights = weight ? S(launch.scratch->class_weights) : S(params.C);
@@ -162,12 +159,12 @@ struct SoftmaxBlock {
     stage_loss(loss_of);
   }
 
-  // The parts that count_targets left, in a fixed order.
-  __device__ double target_weight() const {
+  // The parts that an earlier launch left, in a fixed order.
+  __device__ double mean_denominator() const {
     __shared__ double shared_sum;
     if (threadIdx.x < 32) {  // one warp: every block of the grid does this
       double sum = 0;
-      for (int i = threadIdx.x; i < launch.count_blocks; i += 32) sum += launch.scratch->target_weight[i];
+      for (int i = threadIdx.x; i < launch.denominator_parts; i += 32) sum += launch.scratch->denominator[i];
       sum = warp_sum(sum);
       if (threadIdx.x == 0) shared_sum = sum;
     }

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import DTYPES, REDUCTIONS, assert_error, at_offset, clear_of_bin_edges, differentiate, largest, make_sigmoid
-from emulator import SCHEDULES, EmulatedSigmoid, compute_type
+from emulator import SCHEDULES, EmulatedSigmoid, compute_type, moved_bytes
 
 from fastloss import reference
 
@@ -164,6 +164,7 @@ def test_each_byte_is_accessed_once(sigmoid, dtype):
     assert stats.gld_req <= 2 * size / 512 + extra / 8  # 16 bytes a lane
     _, log = sigmoid.loss("sigmoid_ghmc_loss", x, target, grad=grad)
     assert [launch[0].split("<")[0].split("::")[-1] for launch in log] == ["sigmoid_histogram", "sigmoid_loss"]
+    assert moved_bytes(log) <= 1.05 * 3 * x.nbytes + 2 * target.nbytes  # both kernels read logits and targets
 
 
 def test_emulator_runs_every_instruction(sigmoid):
