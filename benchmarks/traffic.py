@@ -25,10 +25,10 @@ SIGMOID = {"sigmoid_focal_loss": ("sigmoid focal", 2, 1), "sigmoid_ghmc_loss": (
 
 INTRODUCTION = """### Counted in emulation, not timed
 
-Moved: bytes of global memory per byte of logits, with targets, losses and scratch. Ideal: the reads of the logits (for
-the sigmoid losses, of the targets too) and the write of the gradient alone. Efficiency: the share of the moved 32-byte
-sectors that is used, the worse of loads and stores, in the last kernel. Roofline: moved bytes over the bandwidth,
-without launches and latency, for {bandwidths}.
+Moved: bytes of global memory per byte of logits, with targets, losses, scratch and atomics. Ideal: the reads of the
+logits (for the sigmoid losses, of the targets too) and the write of the gradient alone. Efficiency: the share of the
+moved 32-byte sectors that is used, the worse of loads and stores, in the last kernel. Roofline: moved bytes over the
+bandwidth, without launches and latency, for {bandwidths}.
 """
 
 
