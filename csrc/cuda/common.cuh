@@ -286,7 +286,8 @@ __device__ __noinline__ inline double ordered_sum(const double* partials, int co
   return block_sum(sum);
 }
 
-// Adds the threads' losses over the grid and writes loss [1], divided by the denominator. Called once by every thread.
+// Adds the threads' losses over the grid and writes loss [1], divided by thread 0's denominator. Called once by every
+// thread.
 template <class S>
 __device__ void reduce_loss(double value, double denominator, Scratch* scratch, S* loss) {
   double sum = block_sum(value);

@@ -122,8 +122,7 @@ __global__ void __launch_bounds__(kSigmoidThreads, kSigmoidBlocks<T>)
     sigmoid_loss(const __grid_constant__ SigmoidLaunch launch, const LossOf loss_of) {
   using S = Compute<T>;
   const SigmoidParams& params = launch.params;
-  const double denominator = sigmoid_denominator(launch);
-  const S scale = S(params.grad_scale / denominator);
+  const S scale = S(params.grad_scale / sigmoid_denominator(launch));
   const S alpha = S(params.alpha);
   const bool stores_loss = params.reduction == Reduction::none;
   double sum = 0;
@@ -148,7 +147,10 @@ __global__ void __launch_bounds__(kSigmoidThreads, kSigmoidBlocks<T>)
     if (params.grad) store_run(static_cast<T*>(params.grad) + i, grad);
     if (stores_loss) store_run(static_cast<S*>(params.loss) + i, loss);
   });
-  if (!stores_loss) reduce_loss(sum, denominator, launch.scratch, static_cast<S*>(params.loss));
+  if (stores_loss) return;
+  // Read again, where it is needed: kept from above, it would take registers of every thread.
+  const double denominator = threadIdx.x == 0 ? sigmoid_denominator(launch) : 1;
+  reduce_loss(sum, denominator, launch.scratch, static_cast<S*>(params.loss));
 }
 
 // GHM-C's first pass: counts the gradient norms; the last block turns the counts into beta.
