@@ -167,15 +167,48 @@ __device__ __forceinline__ S one_minus_p(S nll) {
   return -expm1(-nll);
 }
 
+// GHM-C's beta of each bin. Every decision looks one up, so each block stages them in shared memory.
+template <class S>
+struct BinWeights {
+  static constexpr int32_t kMaxStaged = 32;  // a bank for each; of more bins, beta is looked up in global memory
+
+  const double* global;  // [bins]
+  int32_t bins;
+
+  // Called by all threads of a block, kMaxStaged or more, before any look-up.
+  __device__ void stage() const {
+    if (bins > kMaxStaged) return;
+    if (int32_t(threadIdx.x) < bins) staged()[threadIdx.x] = S(global[threadIdx.x]);
+    __syncthreads();  // staged before they are looked up
+  }
+
+  __device__ S of(S gradient_norm) const {
+    int32_t bin = ghm_bin(gradient_norm, bins);
+    return bins <= kMaxStaged ? staged()[bin] : S(global[bin]);
+  }
+
+ private:
+  static __device__ S* staged() {
+    __shared__ S weights[kMaxStaged];
+    return weights;
+  }
+};
+
 template <class S>
 struct GhmcLoss {
-  const double* bin_weight;  // [bins]
-  int32_t bins;
+  BinWeights<S> bin_weights;
+  __device__ void stage() const { bin_weights.stage(); }
   __device__ ValueSlope<S> operator()(S nll, S /*p*/, S q) const {
-    S beta = S(bin_weight[ghm_bin(q, bins)]);
+    S beta = bin_weights.of(q);
     return {beta * nll, beta};
   }
 };
+
+// What a loss keeps in shared memory, if anything. Called by all threads of a block before its first decision.
+template <class LossOf>
+__device__ __forceinline__ void stage_loss(const LossOf& loss_of) {
+  if constexpr (requires { loss_of.stage(); }) loss_of.stage();
+}
 
 // ---- scratch memory
 
@@ -187,12 +220,12 @@ struct GhmcLoss {
 constexpr int kMaxBlocks = FASTLOSS_MAX_BLOCKS;
 constexpr int kMaxCountBlocks = 256;
 
-// In the caller's workspace, uninitialised at first. The histogram, counts [bins], follows it.
-struct Scratch {
-  double loss[kMaxBlocks];                // of each block
-  double target_weight[kMaxCountBlocks];  // of each block of count_targets
-  double class_weights;                   // sum_k w_k
-  double num_decisions;                   // in the histogram
+// In the caller's workspace, uninitialised at first. The histogram, counts [bins], follows it, from the start of a
+// 32-byte sector.
+struct alignas(32) Scratch {
+  double loss[kMaxBlocks];              // of each block
+  double denominator[kMaxCountBlocks];  // of a mean: a part of each block of count_targets; GHM-C: one, the decisions
+  double class_weights;                 // sum_k w_k
   uint32_t loss_ticket;
   uint32_t histogram_ticket;
 
@@ -253,7 +286,8 @@ __device__ __noinline__ inline double ordered_sum(const double* partials, int co
   return block_sum(sum);
 }
 
-// Adds the threads' losses over the grid and writes loss [1], divided by the denominator. Called once by every thread.
+// Adds the threads' losses over the grid and writes loss [1], divided by thread 0's denominator. Called once by every
+// thread.
 template <class S>
 __device__ void reduce_loss(double value, double denominator, Scratch* scratch, S* loss) {
   double sum = block_sum(value);
@@ -314,7 +348,7 @@ __device__ __noinline__ inline void finish_histogram(const GhmState& state, Scra
   total = block_sum(total);
   nonempty = block_sum(nonempty);
   if (threadIdx.x == 0) {
-    shared_total = scratch->num_decisions = total;
+    shared_total = scratch->denominator[0] = total;
     shared_nonempty = nonempty;
   }
   __syncthreads();  // the totals are written

@@ -98,10 +98,10 @@ __device__ __forceinline__ void for_each_run(const SigmoidLaunch& launch, const 
 
 template <class S>
 struct SigmoidGhmcLoss {
-  const double* bin_weight;  // [bins]
-  int32_t bins;
+  BinWeights<S> bin_weights;
+  __device__ void stage() const { bin_weights.stage(); }
   __device__ ValueSlope<S> operator()(const Decision<S>& d, S target, bool soft) const {
-    S beta = S(bin_weight[ghm_bin(gradient_norm(d, target), bins)]);
+    S beta = bin_weights.of(gradient_norm(d, target));
     ValueSlope<S> f = SigmoidCrossEntropy{}(d, target, soft);
     return {beta * f.value, beta * f.slope};
   }
@@ -114,7 +114,7 @@ __device__ inline double sigmoid_denominator(const SigmoidLaunch& launch) {
   const SigmoidParams& params = launch.params;
   if (params.reduction != Reduction::mean) return 1;
   // As mmdetection has it: GHM-C of a batch without any valid decision has the mean 0, not nan.
-  return params.kind == Loss::ghmc ? max(launch.scratch->num_decisions, 1.0) : double(params.N);
+  return params.kind == Loss::ghmc ? max(launch.scratch->denominator[0], 1.0) : double(params.N);
 }
 
 template <class T, class LossOf>
@@ -126,6 +126,7 @@ __global__ void __launch_bounds__(kSigmoidThreads, kSigmoidBlocks<T>)
   const S alpha = S(params.alpha);
   const bool stores_loss = params.reduction == Reduction::none;
   double sum = 0;
+  stage_loss(loss_of);
   for_each_run<T>(launch, [&](const auto& in, int64_t i) {
     constexpr int K = sizeof(in.logits) / sizeof(S);
     Run<T, K> grad;
@@ -146,7 +147,10 @@ __global__ void __launch_bounds__(kSigmoidThreads, kSigmoidBlocks<T>)
     if (params.grad) store_run(static_cast<T*>(params.grad) + i, grad);
     if (stores_loss) store_run(static_cast<S*>(params.loss) + i, loss);
   });
-  if (!stores_loss) reduce_loss(sum, sigmoid_denominator(launch), launch.scratch, static_cast<S*>(params.loss));
+  if (stores_loss) return;
+  // Read again, where it is needed: kept from above, it would take registers of every thread.
+  const double denominator = threadIdx.x == 0 ? sigmoid_denominator(launch) : 1;
+  reduce_loss(sum, denominator, launch.scratch, static_cast<S*>(params.loss));
 }
 
 // GHM-C's first pass: counts the gradient norms; the last block turns the counts into beta.
@@ -171,7 +175,7 @@ __global__ void __launch_bounds__(kSigmoidThreads, kSigmoidBlocks<T>)
 
 // ---- launching
 
-// Of device memory, aligned to 16 bytes; its contents do not matter.
+// Of device memory, aligned to 32 bytes; its contents do not matter.
 inline size_t sigmoid_workspace_bytes(const SigmoidParams& params) { return scratch_bytes(params.ghm.bins); }
 
 template <class T>
@@ -204,7 +208,7 @@ cudaError_t launch_sigmoid_of(SigmoidLaunch launch, cudaStream_t stream) {
     sigmoid_histogram<T><<<blocks, kSigmoidThreads, 0, stream>>>(launch);
     cudaError_t error = cudaGetLastError();
     if (error != cudaSuccess) return error;
-    SigmoidGhmcLoss<S> loss_of{params.bin_weight, params.ghm.bins};
+    SigmoidGhmcLoss<S> loss_of{{params.bin_weight, params.ghm.bins}};
     return launch_sigmoid_kernel<T>(launch, loss_of, blocks, stream);
   }
   if (params.gamma == 0) return launch_sigmoid_kernel<T>(launch, SigmoidCrossEntropy{}, blocks, stream);

@@ -7,7 +7,7 @@
 
 namespace fastloss {
 
-// Of device memory, aligned to 16 bytes; its contents do not matter.
+// Of device memory, aligned to 32 bytes; its contents do not matter.
 inline size_t softmax_workspace_bytes(const SoftmaxParams& params) { return scratch_bytes(params.ghm.bins); }
 
 template <class LaunchArg, class LossOf>
@@ -88,11 +88,14 @@ cudaError_t launch_schedule(SoftmaxLaunch launch, const LossOf& loss_of, cudaStr
 template <class T>
 cudaError_t prepare(SoftmaxLaunch& launch, cudaStream_t stream) {
   const SoftmaxParams& params = launch.params;
-  if (params.kind == Loss::ghmc) return reset_scratch(launch.scratch, params.ghm.bins, stream);
+  if (params.kind == Loss::ghmc) {
+    launch.denominator_parts = 1;
+    return reset_scratch(launch.scratch, params.ghm.bins, stream);
+  }
   // Without a sum over decisions there is no ticket and no denominator.
   if (params.reduction == Reduction::none && !(params.label_smoothing > 0 && params.weight)) return cudaSuccess;
-  launch.count_blocks = num_blocks(params.N, 16 * kCountThreads, kMaxCountBlocks);
-  count_targets<Compute<T>><<<launch.count_blocks, kCountThreads, 0, stream>>>(launch);
+  launch.denominator_parts = num_blocks(params.N, 16 * kCountThreads, kMaxCountBlocks);
+  count_targets<Compute<T>><<<launch.denominator_parts, kCountThreads, 0, stream>>>(launch);
   return cudaGetLastError();
 }
 
@@ -111,7 +114,7 @@ cudaError_t launch_loss(SoftmaxLaunch launch, cudaStream_t stream) {
     case Loss::ghmc:
       error = launch_schedule<T, CountNorms, false>(launch, {}, stream);
       if (error != cudaSuccess) return error;
-      return launch_schedule<T, GhmcLoss<S>, false>(launch, {params.bin_weight, params.ghm.bins}, stream);
+      return launch_schedule<T, GhmcLoss<S>, false>(launch, {{params.bin_weight, params.ghm.bins}}, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -30,11 +30,11 @@ constexpr int kCountThreads = 256;
 struct SoftmaxLaunch {
   SoftmaxParams params;
   Scratch* scratch;
-  int64_t* counts;      // [bins] where CountNorms leaves its histogram, or null: it becomes GHM-C's weights
-  int count_blocks;     // that left a part of the mean's denominator in scratch
-  int tile_rows;        // tile: rows staged at a time
-  int threads_per_row;  // rows
-  int staged_bytes;     // rows: of shared memory for each row; positions: for the block; 0: logits are read twice
+  int64_t* counts;        // [bins] where CountNorms leaves its histogram, or null: it becomes GHM-C's weights
+  int denominator_parts;  // parts of the mean's denominator in scratch
+  int tile_rows;          // tile: rows staged at a time
+  int threads_per_row;    // rows
+  int staged_bytes;       // rows: of shared memory for each row; positions: for the block; 0: logits are read twice
 };
 
 // Not a loss: counts where the decisions' gradient norms fall.
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kCountThreads) count_targets(const __grid_cons
     if (y >= 0) sum += weight ? double(weight[y]) : 1.0;
   }
   sum = block_sum(sum);
-  if (threadIdx.x == 0) scratch->target_weight[blockIdx.x] = sum;
+  if (threadIdx.x == 0) scratch->denominator[blockIdx.x] = sum;
   if (blockIdx.x == 0) {
     sum = 0;
     for (int32_t c = threadIdx.x; weight && c < params.C; c += kCountThreads) sum += double(weight[c]);
@@ -150,23 +150,21 @@ struct SoftmaxBlock {
         loss_of(loss),
         weight(static_cast<const S*>(l.params.weight)),
         histogram(storage, l.scratch, l.params.ghm.bins) {
-    denominator = 1;
-    if (!counts && params.reduction == Reduction::mean) {
-      denominator = params.kind == Loss::ghmc ? launch.scratch->num_decisions : target_weight();
-    }
+    denominator = !counts && params.reduction == Reduction::mean ? mean_denominator() : 1;
     scale = S(params.grad_scale / denominator);
     if constexpr (smooths) {
       class_weights = weight ? S(launch.scratch->class_weights) : S(params.C);
       smooth = S(params.label_smoothing / double(params.C));
     }
+    stage_loss(loss_of);
   }
 
-  // The parts that count_targets left, in a fixed order.
-  __device__ double target_weight() const {
+  // The parts that an earlier launch left, in a fixed order.
+  __device__ double mean_denominator() const {
     __shared__ double shared_sum;
     if (threadIdx.x < 32) {  // one warp: every block of the grid does this
       double sum = 0;
-      for (int i = threadIdx.x; i < launch.count_blocks; i += 32) sum += launch.scratch->target_weight[i];
+      for (int i = threadIdx.x; i < launch.denominator_parts; i += 32) sum += launch.scratch->denominator[i];
       sum = warp_sum(sum);
       if (threadIdx.x == 0) shared_sum = sum;
     }
@@ -414,13 +412,16 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
     const Split<T, uint32_t> split(x, C, !g || same_alignment(x, g));
     const uint32_t packs = y < 0 ? 0 : split.packs;
     const uint32_t scalars = y < 0 ? 0 : split.scalars;
+    // A warp takes packs from the start of a 32-byte sector on, else its accesses have half a sector at both ends. Pack
+    // -1, where the first is a sector's second half, is none: unsigned, it is past the end.
+    const int32_t first_pack = int32_t(lane) - int32_t(reinterpret_cast<uintptr_t>(x + split.head) / 16 % 2);
     // Shifted so that packs are packs in shared memory too. A thread reads there only what it wrote: no barrier.
     T* row = reinterpret_cast<T*>(reinterpret_cast<char*>(shared) + row_in_block * launch.staged_bytes) +
              (size - split.head % size) % size;  // [C]
 
     S target_logit = y < 0 ? S(0) : to_compute(x[y]);
     ClassSum<S> classes;
-    for (uint32_t i = lane; i < packs; i += batch * threads) {
+    for (int32_t i = first_pack; i < int32_t(packs); i += batch * threads) {
       Pack<T> loaded[batch];
 #pragma unroll
       for (int b = 0; b < batch; ++b) {
@@ -428,7 +429,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
       }
 #pragma unroll
       for (int b = 0; b < batch; ++b) {
-        if (i + b * threads >= packs) break;
+        if (i + b * threads >= packs) continue;
         if (staged) store_shared_pack(row + split.pack(i + b * threads), loaded[b]);
         S logits[size];
 #pragma unroll
@@ -447,7 +448,8 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
     SoftmaxDecision<S> decision = softmax.decide(classes, target_logit, y, lane == 0);
     S weighted = 0;
     if (softmax.second_pass() && y >= 0) {
-      for (uint32_t i = lane; i < packs; i += threads) {
+      for (int32_t i = first_pack; i < int32_t(packs); i += threads) {
+        if (i < 0) continue;
         uint32_t at = split.pack(i);
         Pack<T> pack = staged ? load_shared_pack(row + at) : load_pack(x + at);
 #pragma unroll
@@ -471,7 +473,9 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
       }
     } else if (g && exists) {  // ignored: 0, whatever the logits
       Pack<T> zeros{};
-      for (uint32_t i = lane; i < split.packs; i += threads) store_pack(g + split.pack(i), zeros);
+      for (int32_t i = first_pack; i < int32_t(split.packs); i += threads) {
+        if (i >= 0) store_pack(g + split.pack(i), zeros);
+      }
       for (uint32_t i = lane; i < split.scalars; i += threads) g[split.scalar(i)] = zeros.at[0];
     }
     if constexpr (smooths) weighted = add_threads(weighted, threads);

@@ -90,6 +90,21 @@ class SoftmaxParams(C.Structure):
     )
 
 
+class SigmoidParams(C.Structure):
+    _fields_ = (
+        *((name, C.c_void_p) for name in ("input", "grad", "target", "mask", "loss", "bin_weight")),
+        ("N", C.c_int64),
+        ("alpha", C.c_double),
+        ("gamma", C.c_double),
+        ("grad_scale", C.c_double),
+        ("ghm", GhmState),
+        ("dtype", C.c_int32),
+        ("target_is_compute_type", C.c_bool),
+        ("reduction", C.c_int32),
+        ("kind", C.c_int32),
+    )
+
+
 class ScaleParams(C.Structure):
     _fields_ = (
         ("grad", C.c_void_p),
@@ -126,8 +141,17 @@ def memory(tensor):
     return flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]).numpy()
 
 
+def address(tensor):
+    return None if tensor is None else tensor.data_ptr()
+
+
 def compute_type(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def moved_bytes(log):
+    """Global memory traffic of launches: what loads, stores and atomics ask for, in whole 32-byte sectors."""
+    return sum(32 * (s.gld_sectors + s.gst_sectors + s.gatom_sectors) for *_, s in log)
 
 
 class Emulated:
@@ -135,7 +159,7 @@ class Emulated:
 
     def __init__(self, ptxsim, source, **options):
         self.ptxsim = ptxsim
-        self.lib = ptxsim.HostLib(source, arch="sm_80", includes=[str(CSRC / "cuda")], **options)
+        self.lib = ptxsim.HostLib(source, arch="sm_80", includes=[str(CSRC / "cuda")], std="c++20", **options)
 
     def call(self, name, *args, outputs=(), memories=(), **options):
         """Runs an entry point; returns its launches. The device sees the memory of these tensors and no more.
@@ -152,8 +176,8 @@ class Emulated:
         return list(self.lib.log)
 
     def workspace(self, num_bytes):
-        """Uninitialised device memory: reading it before it is written is an error."""
-        return self.ptxsim.Out(np.zeros(num_bytes // 8 + 1, np.int64), must_write=False)
+        """Uninitialised device memory: reading it before it is written is an error. Aligned, as torch allocates it."""
+        return self.ptxsim.Out(torch.zeros(num_bytes, dtype=torch.uint8).numpy(), must_write=False)
 
 
 SOFTMAX_SOURCE = """
@@ -173,44 +197,29 @@ extern "C" int scale_gradient(const ScaleParams* params) { return launch_scale_g
 """
 
 
-class EmulatedSoftmax(Emulated):
-    def __init__(self, ptxsim, **options):
-        super().__init__(ptxsim, SOFTMAX_SOURCE, **options)
-        assert self.lib.lib.params_bytes() == C.sizeof(SoftmaxParams), "SoftmaxParams is not csrc/params.h's"
-        assert self.lib.lib.scale_params_bytes() == C.sizeof(ScaleParams), "ScaleParams is not scale_gradient.cuh's"
+class EmulatedLosses(Emulated):
+    """What the softmax and the sigmoid losses have in common. Params: their struct of csrc/params.h."""
 
-    def params(self, input, grad, target, ignore_index):
-        class_dim = 0 if input.dim() == 1 else 1
-        return SoftmaxParams(
-            input=input.data_ptr(),
-            grad=None if grad is None else grad.data_ptr(),
-            target=target.data_ptr(),
-            N=target.numel(),
-            C=input.shape[class_dim],
-            layout=Layout.of(input, grad, class_dim),
-            ignore_index=ignore_index,
-            grad_scale=1.0,
-            dtype=DTYPES[input.dtype],
-            target_is_int64=target.dtype == torch.int64,
-        )
+    def __init__(self, ptxsim, source, Params, **options):
+        super().__init__(ptxsim, source, **options)
+        assert self.lib.lib.params_bytes() == C.sizeof(Params), f"{Params.__name__} is not csrc/params.h's"
+        self.lib.lib.workspace_bytes.restype = C.c_size_t
 
     def workspace_of(self, params):
-        size = self.lib.lib.workspace_bytes
-        size.restype = C.c_size_t
-        return self.workspace(size(C.byref(params)))
+        return self.workspace(self.lib.lib.workspace_bytes(C.byref(params)))
 
-    def loss(
+    def run_loss(
         self,
+        entry,
+        params,
         kind,
         input,
         target,
-        weight=None,
+        extra,
         *,
         grad=None,
         reduction="mean",
-        ignore_index=-100,
         gamma=2.0,
-        label_smoothing=0.0,
         grad_scale=1.0,
         bins=10,
         momentum=0.0,
@@ -221,21 +230,19 @@ class EmulatedSoftmax(Emulated):
         training=True,
         **options,
     ):
-        """Returns (loss, launches); the gradient is written to ``grad``, which may be the input."""
-        compute = compute_type(input.dtype)
-        loss = torch.full(target.shape if reduction == "none" else (), torch.nan, dtype=compute)
-        params = self.params(input, grad, target, ignore_index)
+        """Completes params and runs the entry point; returns (loss, launches). extra: a tensor that it reads, or None.
+
+        The gradient is written to ``grad``, which may be the input.
+        """
+        loss = torch.full(target.shape if reduction == "none" else (), torch.nan, dtype=compute_type(input.dtype))
         params.reduction, params.kind = REDUCTIONS[reduction], LOSSES[kind]
-        params.loss, params.gamma, params.label_smoothing = loss.data_ptr(), gamma, label_smoothing
-        params.grad_scale = grad_scale
+        params.loss, params.gamma, params.grad_scale = loss.data_ptr(), gamma, grad_scale
         outputs, memories = [loss], [input, target]
         if grad is not None and grad.data_ptr() != input.data_ptr():
             # A gradient with gaps is not written everywhere.
             (outputs if grad.numel() == span(grad) else memories).append(grad)
-        if weight is not None:
-            weight = weight.to(compute)
-            params.weight = weight.data_ptr()
-            memories.append(weight)
+        if extra is not None:
+            memories.append(extra)
         if kind == "ghmc":
             params.ghm = GhmState(None, None, momentum, bins, normalizer == "nonempty", bias_correction, training)
             bin_weight = torch.empty(bins, dtype=torch.float64)
@@ -245,16 +252,43 @@ class EmulatedSoftmax(Emulated):
                 params.ghm.running_histogram = running_histogram.data_ptr()
                 params.ghm.num_updates = num_updates.data_ptr()
                 memories += [running_histogram, num_updates]
-        workspace = self.workspace_of(params)
         log = self.call(
-            "softmax_loss",
+            entry,
             C.byref(params),
-            workspace,
+            self.workspace_of(params),
             outputs=[t for t in outputs if t.numel()],
             memories=[t for t in memories if t.numel()],
             **options,
         )
         return loss, log
+
+
+class EmulatedSoftmax(EmulatedLosses):
+    def __init__(self, ptxsim, **options):
+        super().__init__(ptxsim, SOFTMAX_SOURCE, SoftmaxParams, **options)
+        assert self.lib.lib.scale_params_bytes() == C.sizeof(ScaleParams), "ScaleParams is not scale_gradient.cuh's"
+
+    def params(self, input, grad, target, ignore_index):
+        class_dim = 0 if input.dim() == 1 else 1
+        return SoftmaxParams(
+            input=input.data_ptr(),
+            grad=address(grad),
+            target=target.data_ptr(),
+            N=target.numel(),
+            C=input.shape[class_dim],
+            layout=Layout.of(input, grad, class_dim),
+            ignore_index=ignore_index,
+            grad_scale=1.0,
+            dtype=DTYPES[input.dtype],
+            target_is_int64=target.dtype == torch.int64,
+        )
+
+    def loss(self, kind, input, target, weight=None, *, grad=None, ignore_index=-100, label_smoothing=0.0, **settings):
+        """kind: of LOSSES; settings and the result are run_loss's."""
+        params = self.params(input, grad, target, ignore_index)
+        weight = None if weight is None else weight.to(compute_type(input.dtype))
+        params.weight, params.label_smoothing = address(weight), label_smoothing
+        return self.run_loss("softmax_loss", params, kind, input, target, weight, grad=grad, **settings)
 
     def histogram(self, input, target, bins=10, ignore_index=-100, **options):
         counts = torch.full((bins,), -1)
@@ -275,3 +309,34 @@ class EmulatedSoftmax(Emulated):
         params.per_decision = per_decision
         memories = [t for t in (grad, grad_output) if t.numel()]
         return self.call("scale_gradient", C.byref(params), memories=memories, **options)
+
+
+SIGMOID_SOURCE = """
+#include "sigmoid_loss.cuh"
+using namespace fastloss;
+extern "C" size_t params_bytes() { return sizeof(SigmoidParams); }
+extern "C" size_t workspace_bytes(const SigmoidParams* params) { return sigmoid_workspace_bytes(*params); }
+extern "C" int sigmoid_loss(const SigmoidParams* params, void* workspace) {
+  return launch_sigmoid_loss(*params, workspace, nullptr);
+}
+"""
+
+
+class EmulatedSigmoid(EmulatedLosses):
+    def __init__(self, ptxsim, **options):
+        super().__init__(ptxsim, SIGMOID_SOURCE, SigmoidParams, **options)
+
+    def loss(self, name, input, target, mask=None, *, grad=None, alpha=-1.0, **settings):
+        """name: the function's in the package; settings and the result are run_loss's."""
+        params = SigmoidParams(
+            input=input.data_ptr(),
+            grad=address(grad),
+            target=target.data_ptr(),
+            mask=address(mask),
+            N=input.numel(),
+            alpha=alpha,
+            dtype=DTYPES[input.dtype],
+            target_is_compute_type=target.dtype != input.dtype,
+        )
+        kind = "ghmc" if "ghmc" in name else "focal"
+        return self.run_loss("sigmoid_loss", params, kind, input, target, mask, grad=grad, **settings)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from emulator import SCHEDULES
+from emulator import SCHEDULES, span
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SHAPES = {
@@ -17,7 +17,7 @@ SHAPES = {
 
 def gaps(tensor):
     """All of a tensor's memory from its first to its last element."""
-    return tensor.as_strided((1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)),), (1,))
+    return tensor.as_strided((span(tensor),), (1,))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,25 +1,12 @@
 """The sigmoid losses' CUDA kernels, emulated: numbers, schedules, memory accesses and traffic."""
 
-import ctypes as C
-
 import pytest
 import torch
-from cases import DTYPES as ALL_DTYPES
-from cases import REDUCTIONS as ALL_REDUCTIONS
-from cases import assert_error, at_offset, clear_of_bin_edges, differentiate, largest, make_sigmoid
-from emulator import DTYPES, LOSSES, REDUCTIONS, SCHEDULES, Emulated, GhmState, compute_type
+from cases import DTYPES, REDUCTIONS, assert_error, at_offset, clear_of_bin_edges, differentiate, largest, make_sigmoid
+from emulator import SCHEDULES, EmulatedSigmoid, compute_type, moved_bytes
 
 from fastloss import reference
 
-SOURCE = """
-#include "sigmoid_loss.cuh"
-using namespace fastloss;
-extern "C" size_t params_bytes() { return sizeof(SigmoidParams); }
-extern "C" size_t workspace_bytes(const SigmoidParams* params) { return sigmoid_workspace_bytes(*params); }
-extern "C" int sigmoid_loss(const SigmoidParams* params, void* workspace) {
-  return launch_sigmoid_loss(*params, workspace, nullptr);
-}
-"""
 SETTINGS = {
     "focal": ("sigmoid_focal_loss", {"alpha": 0.25, "gamma": 2.0}),
     "focal_0.7": ("sigmoid_focal_loss", {"alpha": -1.0, "gamma": 0.7}),
@@ -30,97 +17,9 @@ SETTINGS = {
 }
 
 
-class SigmoidParams(C.Structure):
-    _fields_ = (
-        *((name, C.c_void_p) for name in ("input", "grad", "target", "mask", "loss", "bin_weight")),
-        ("N", C.c_int64),
-        ("alpha", C.c_double),
-        ("gamma", C.c_double),
-        ("grad_scale", C.c_double),
-        ("ghm", GhmState),
-        ("dtype", C.c_int32),
-        ("target_is_compute_type", C.c_bool),
-        ("reduction", C.c_int32),
-        ("kind", C.c_int32),
-    )
-
-
-class EmulatedSigmoid(Emulated):
-    def __init__(self, ptxsim):
-        # Few blocks, so that they loop.
-        super().__init__(ptxsim, SOURCE, defines=["FASTLOSS_MAX_BLOCKS=3"])
-        assert self.lib.lib.params_bytes() == C.sizeof(SigmoidParams), "SigmoidParams is not csrc/params.h's"
-
-    def loss(
-        self,
-        name,
-        input,
-        target,
-        mask=None,
-        *,
-        grad=None,
-        reduction="mean",
-        alpha=-1.0,
-        gamma=2.0,
-        grad_scale=1.0,
-        bins=10,
-        momentum=0.0,
-        normalizer="nonempty",
-        bias_correction=True,
-        running_histogram=None,
-        num_updates=None,
-        training=True,
-        **options,
-    ):
-        """Returns (loss, launches); the gradient is written to ``grad``, which may be the input."""
-        compute = compute_type(input.dtype)
-        loss = torch.full(input.shape if reduction == "none" else (), torch.nan, dtype=compute)
-        params = SigmoidParams(
-            input=input.data_ptr(),
-            grad=None if grad is None else grad.data_ptr(),
-            target=target.data_ptr(),
-            mask=None if mask is None else mask.data_ptr(),
-            loss=loss.data_ptr(),
-            N=input.numel(),
-            alpha=alpha,
-            gamma=gamma,
-            grad_scale=grad_scale,
-            dtype=DTYPES[input.dtype],
-            target_is_compute_type=target.dtype != input.dtype,
-            reduction=REDUCTIONS[reduction],
-            kind=LOSSES["ghmc" if "ghmc" in name else "focal"],
-        )
-        outputs, memories = [loss], [input, target]
-        if grad is not None and grad.data_ptr() != input.data_ptr():
-            outputs.append(grad)
-        if mask is not None:
-            memories.append(mask)
-        if "ghmc" in name:
-            params.ghm = GhmState(None, None, momentum, bins, normalizer == "nonempty", bias_correction, training)
-            bin_weight = torch.empty(bins, dtype=torch.float64)
-            params.bin_weight = bin_weight.data_ptr()
-            outputs.append(bin_weight)
-            if momentum > 0:
-                params.ghm.running_histogram = running_histogram.data_ptr()
-                params.ghm.num_updates = num_updates.data_ptr()
-                memories += [running_histogram, num_updates]
-        workspace_bytes = self.lib.lib.workspace_bytes
-        workspace_bytes.restype = C.c_size_t
-        workspace = self.workspace(workspace_bytes(C.byref(params)))
-        log = self.call(
-            "sigmoid_loss",
-            C.byref(params),
-            workspace,
-            outputs=[t for t in outputs if t.numel()],
-            memories=[t for t in memories if t.numel()],
-            **options,
-        )
-        return loss, log
-
-
 @pytest.fixture(scope="module")
 def sigmoid(ptxsim):
-    return EmulatedSigmoid(ptxsim)
+    return EmulatedSigmoid(ptxsim, defines=["FASTLOSS_MAX_BLOCKS=3"])  # few blocks, so that they loop
 
 
 def check(sigmoid, case, x, target, mask=None, *, inplace=False, options=None, **settings):
@@ -154,11 +53,11 @@ def decisions(shape, dtype=torch.float32, soft=False, bins=()):
     return x, torch.where(clear, target, 0).to(compute_type(dtype)), (torch.rand(shape) < 0.7) & clear
 
 
-@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", SETTINGS)
 def test_numbers(sigmoid, case, dtype):
     bins = {10, SETTINGS[case][1].get("bins", 10)} - {5000}
-    for reduction in ALL_REDUCTIONS:
+    for reduction in REDUCTIONS:
         for soft in (False, True):
             x, target, mask = decisions((2, 1337), dtype, soft, bins)
             if case == "ghmc_many_bins":  # any of 5000 edges is near: bins of few decisions, all hard to clear
@@ -180,7 +79,7 @@ def test_any_schedule_gives_the_same_bits(sigmoid, case, dtype):
             assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
 
 
-@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("offset", [1, 2, 3])
 def test_any_alignment(sigmoid, dtype, offset):
     x, target, mask = decisions((517,), dtype, bins=[10])
@@ -196,7 +95,7 @@ def test_within_the_error_of_approximate_instructions(sigmoid, case):
     check(sigmoid, case, x, target, options={"approx_noise": True})
 
 
-@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", ["focal", "ghmc"])
 def test_in_place(sigmoid, case, dtype):
     x, target, _ = decisions((777,), dtype, bins=[10])
@@ -250,7 +149,7 @@ def test_large_logits_and_nan(sigmoid):
         assert grad[[8, 17]].isnan().all() and loss[[8, 17]].isnan().all()
 
 
-@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_each_byte_is_accessed_once(sigmoid, dtype):
     """Read the logits and targets, write the gradient: nothing twice, and 32-byte sectors are fully used."""
     n = 1 << 14
@@ -265,6 +164,7 @@ def test_each_byte_is_accessed_once(sigmoid, dtype):
     assert stats.gld_req <= 2 * size / 512 + extra / 8  # 16 bytes a lane
     _, log = sigmoid.loss("sigmoid_ghmc_loss", x, target, grad=grad)
     assert [launch[0].split("<")[0].split("::")[-1] for launch in log] == ["sigmoid_histogram", "sigmoid_loss"]
+    assert moved_bytes(log) <= 1.05 * 3 * x.nbytes + 2 * target.nbytes  # both kernels read logits and targets
 
 
 def test_emulator_runs_every_instruction(sigmoid):
