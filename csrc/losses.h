@@ -121,7 +121,7 @@ struct Decision {
 template <class V>
 FASTLOSS_HD Decision<V> decide(V x, V target, bool soft) {
   V z = select(target == 1, x, -x);
-  V e = exp_nonpositive(select(z > 0, -z, z));  // of -|z|, in [0, 1]
+  V e = exp_nonpositive(select(x > 0, -x, x));  // of -|z|, in [0, 1]
   V inverse = divide(V{} + 1, 1 + e);
   V small = e * inverse;
   V p = select(z > 0, inverse, small);

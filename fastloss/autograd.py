@@ -20,21 +20,27 @@ FLOAT16_MEAN_SCALE = 64.0
 
 def fused_loss(name: str, input: Tensor, inplace_backward: bool, *args) -> Tensor:
     """Loss of op ``name`` for ``(input, *args)``; differentiable with respect to input."""
-    for arg in args:
-        if isinstance(arg, Tensor) and arg.requires_grad:
-            raise ValueError(
-                f"fastloss.{name} got a target, weight or mask that requires grad, but differentiates only with "
-                "respect to input; call detach() on it."
-            )
     if input.requires_grad and torch.is_grad_enabled():
         return _FusedLoss.apply(input, name, inplace_backward, *args)
+    _refuse_other_gradients(name, (isinstance(arg, Tensor) and arg.requires_grad for arg in args))
     loss = getattr(ops, name)(input, None, *args, 1.0)
     return loss if isinstance(loss, Tensor) else loss[0]
 
 
+def _refuse_other_gradients(name, require_grad):
+    if any(require_grad):
+        raise ValueError(
+            f"fastloss.{name} got a target, weight or mask that requires grad, but differentiates only with "
+            "respect to input; call detach() on it."
+        )
+
+
 class _FusedLoss(torch.autograd.Function):
+    # Python is most of what a small batch takes: both methods do little before what every call needs.
+
     @staticmethod
     def forward(ctx, input, name, inplace_backward, *args):
+        _refuse_other_gradients(name, ctx.needs_input_grad[3:])
         scale = 1.0
         if input.dtype == torch.float16 and any(type(arg) is str and arg == "mean" for arg in args):
             scale = FLOAT16_MEAN_SCALE
@@ -43,41 +49,50 @@ class _FusedLoss(torch.autograd.Function):
         bin_weight = None
         if type(loss) is tuple:
             loss, bin_weight = loss
+        ctx.call = (name, inplace_backward, scale, args)
         if inplace_backward:
+            ctx.used = False
             torch.autograd.graph.increment_version(input)
             ctx.save_for_backward(grad)
         else:
             # More than grad is only for a backward pass that is itself differentiable. GHM's state is not: it moves on.
-            target, second = args[:2]
-            ctx.save_for_backward(grad, input, bin_weight, target, second if name in _SECOND_TENSOR else None)
-        ctx.call = (name, inplace_backward, scale, args)
-        ctx.used = False
+            ctx.save_for_backward(grad, input, bin_weight, args[0], args[1] if name in _SECOND_TENSOR else None)
         return loss
 
     @staticmethod
     def backward(ctx, grad_output):
         name, inplace_backward, scale, args = ctx.call
-        nothing = (None,) * (2 + len(args))
         compiling = torch.compiler.is_compiling()
-        if torch.is_grad_enabled() and not compiling:
+        if not compiling:
+            if torch.is_grad_enabled():
+                return _double_backward(ctx, grad_output), *_nothing(args)
             if inplace_backward:
-                raise RuntimeError(
-                    f"fastloss.{name} was called with inplace_backward=True, which destroys the logits, so its "
-                    "gradient cannot be differentiated again; create_graph=True needs inplace_backward=False."
-                )
-            _, input, bin_weight, _, _ = ctx.saved_tensors  # raises if one of them has changed since
-            loss = _REFERENCE[name](input, bin_weight, *args)
-            return torch.autograd.grad(loss, input, grad_output, create_graph=True)[0], *nothing
-        if inplace_backward and not compiling:
-            if ctx.used:
-                raise RuntimeError(
-                    f"fastloss.{name} was called with inplace_backward=True, so its gradient exists once, in the "
-                    "memory of the logits; a second backward pass needs inplace_backward=False."
-                )
-            ctx.used = True
+                if ctx.used:
+                    raise RuntimeError(
+                        f"fastloss.{name} was called with inplace_backward=True, so its gradient exists once, in the "
+                        "memory of the logits; a second backward pass needs inplace_backward=False."
+                    )
+                ctx.used = True
         # The saved gradient itself may go to the caller only if nobody will ask for it again.
         overwrite = not compiling and (inplace_backward or not torch._C._autograd._get_current_graph_task_keep_graph())
-        return _scaled(ctx.saved_tensors[0], grad_output, 1 / scale, overwrite, compiling), *nothing
+        return _scaled(ctx.saved_tensors[0], grad_output, 1 / scale, overwrite, compiling), *_nothing(args)
+
+
+def _nothing(args):
+    """The gradients of the arguments that follow input."""
+    return (None,) * (2 + len(args))
+
+
+def _double_backward(ctx, grad_output):
+    name, inplace_backward, _, args = ctx.call
+    if inplace_backward:
+        raise RuntimeError(
+            f"fastloss.{name} was called with inplace_backward=True, which destroys the logits, so its "
+            "gradient cannot be differentiated again; create_graph=True needs inplace_backward=False."
+        )
+    _, input, bin_weight, _, _ = ctx.saved_tensors  # raises if one of them has changed since
+    loss = _REFERENCE[name](input, bin_weight, *args)
+    return torch.autograd.grad(loss, input, grad_output, create_graph=True)[0]
 
 
 def _scaled(grad, grad_output, factor, overwrite, compiling):

@@ -3,16 +3,24 @@
 // beta of each bin, in the compute type.
 template <class S>
 struct BinWeights {
-  std::unique_ptr<S[]> table;  // [bins]
-  int32_t bins;
+  using V = typename VectorOf<S>::V;
+  using M = typename VectorOf<S>::M;
 
-  explicit BinWeights(const double* bin_weight, int32_t num_bins) : table(new S[num_bins]), bins(num_bins) {
+  std::unique_ptr<S[]> table;  // [bins], at least two vectors
+  int32_t bins;
+  V low, high;  // the first two vectors of the table: few bins are looked up without memory
+
+  explicit BinWeights(const double* bin_weight, int32_t num_bins) : table(new S[num_bins + 2 * W]()), bins(num_bins) {
     for (int32_t b = 0; b < bins; ++b) table[b] = S(bin_weight[b]);
+    low = load(table.get());
+    high = load(table.get() + W);
   }
 
-  template <class V>
-  FASTLOSS_LANE_FN V operator()(V gradient_norm) const {
-    auto bin = ghm_bin(gradient_norm, S(bins));
+  FASTLOSS_LANE_FN V operator()(M bin) const {
+    if (bins <= 2 * W) {
+      M lane = bin & (W - 1);
+      return select(bin < W, permute(low, lane), permute(high, lane));
+    }
     S beta[W];
     for (int lane = 0; lane < W; ++lane) beta[lane] = table[bin[lane]];
     return load(beta);
@@ -27,9 +35,8 @@ struct LaneCounts {
 
   explicit LaneCounts(int32_t num_bins) : counts(new int64_t[int64_t(num_bins) * W]()), bins(num_bins) {}
 
-  template <class V, class M>
-  FASTLOSS_LANE_FN void add(V gradient_norm, M valid) const {
-    auto bin = ghm_bin(gradient_norm, ScalarOf<V>(bins));
+  template <class M>
+  FASTLOSS_LANE_FN void add(M bin, M valid) const {
     for (int lane = 0; lane < W; ++lane) counts[int64_t(bin[lane]) * W + lane] -= valid[lane];  // true is -1
   }
 

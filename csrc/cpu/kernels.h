@@ -8,6 +8,8 @@
 
 namespace fastloss {
 
+inline int64_t size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
+
 // Sums over the whole call that the gradient of one decision needs.
 struct SoftmaxScale {
   double gradient;       // grad_scale / denominator
@@ -19,14 +21,16 @@ struct TargetSum {
   int64_t out_of_range;  // the first position whose target is neither a class nor ignore_index, or -1
 };
 
-#define FASTLOSS_DECLARE_ISA(isa)                                                                                  \
-  namespace isa {                                                                                                  \
-  TargetSum scan_targets(const SoftmaxParams&, int64_t begin, int64_t end);                                        \
-  double softmax_block(const SoftmaxParams&, const SoftmaxScale&, int64_t begin, int64_t end);                     \
-  void nll_histogram_block(const SoftmaxParams&, const void* nll, int64_t begin, int64_t end, int64_t* counts);    \
-  double reweight_block(const SoftmaxParams&, const void* nll, double gradient_scale, int64_t begin, int64_t end); \
-  double sigmoid_block(const SigmoidParams&, double gradient_scale, int64_t begin, int64_t end);                   \
-  void sigmoid_histogram_block(const SigmoidParams&, int64_t begin, int64_t end, int64_t* counts);                 \
+#define FASTLOSS_DECLARE_ISA(isa)                                                                              \
+  namespace isa {                                                                                              \
+  TargetSum scan_targets(const SoftmaxParams&, int64_t begin, int64_t end);                                    \
+  double softmax_block(const SoftmaxParams&, const SoftmaxScale&, int64_t begin, int64_t end);                 \
+  void nll_histogram_block(const SoftmaxParams&, const void* nll, int64_t begin, int64_t end, int32_t* bin_of, \
+                           int64_t* counts);                                                                   \
+  double reweight_block(const SoftmaxParams&, const void* nll, const int32_t* bin_of, double gradient_scale,   \
+                        int64_t begin, int64_t end);                                                           \
+  double sigmoid_block(const SigmoidParams&, double gradient_scale, int64_t begin, int64_t end);               \
+  void sigmoid_histogram_block(const SigmoidParams&, int64_t begin, int64_t end, int64_t* counts);             \
   }
 FASTLOSS_DECLARE_ISA(baseline)
 FASTLOSS_DECLARE_ISA(avx2)
@@ -40,8 +44,7 @@ inline bool runs_rows(const SoftmaxParams& params) {
 
 // A gradient too large for the caches, and not in them for being the logits' own memory.
 inline bool streams(const SoftmaxParams& params) {
-  int64_t size = params.dtype == DType::float64 ? 8 : params.dtype == DType::float32 ? 4 : 2;
-  return params.grad != params.input && params.N * params.C * size >= 24 << 20;
+  return params.grad != params.input && params.N * params.C * size_of(params.dtype) >= 24 << 20;
 }
 
 // GHM-C's gradient is cross entropy's, written first and multiplied by beta while it is in cache. Larger ones come from

@@ -151,6 +151,24 @@ FASTLOSS_LANE_BY_LANE(one_minus_p(f64 nll, f64 /*p*/), -std::expm1(-nll[lane]))
 FASTLOSS_LANE_FN i32 to_index(f32 x) { return __builtin_convertvector(x, i32); }
 FASTLOSS_LANE_FN i64 to_index(f64 x) { return __builtin_convertvector(x, i64); }
 
+// Lane i of the result is lane index[i] of x.
+FASTLOSS_LANE_FN f32 permute(f32 x, i32 index) {
+#if FASTLOSS_LANES == 16
+  return (f32)_mm512_permutexvar_ps((__m512i)index, (__m512)x);
+#elif FASTLOSS_LANES == 8
+  return (f32)_mm256_permutevar8x32_ps((__m256)x, (__m256i)index);
+#else
+  f32 y;
+  for (int lane = 0; lane < W; ++lane) y[lane] = x[index[lane]];
+  return y;
+#endif
+}
+FASTLOSS_LANE_FN f64 permute(f64 x, i64 index) {
+  f64 y;
+  for (int lane = 0; lane < W; ++lane) y[lane] = x[index[lane]];
+  return y;
+}
+
 // Whether any lane of a comparison holds.
 FASTLOSS_LANE_FN bool any(i32 condition) {
 #if FASTLOSS_LANES == 16

@@ -9,7 +9,7 @@ struct SigmoidGhmcLoss {
   const BinWeights<S>& beta_of;
   template <class V>
   FASTLOSS_LANE_FN ValueSlope<V> operator()(const Decision<V>& d, V target, bool soft) const {
-    V beta = beta_of(gradient_norm(d, target));
+    V beta = beta_of(ghm_bin(gradient_norm(d, target), ScalarOf<V>(beta_of.bins)));
     ValueSlope<V> f = SigmoidCrossEntropy{}(d, target, soft);
     return {beta * f.value, beta * f.slope};
   }
@@ -17,9 +17,9 @@ struct SigmoidGhmcLoss {
 
 // ---- schedule
 
-template <class T>
+// W decisions; `all`: every lane is one, and there is no mask.
+template <class T, bool all>
 struct SigmoidLoad {
-  const SigmoidParams& params;
   using S = Compute<T>;
   using V = Vec<T>;
   using M = typename VectorOf<S>::M;
@@ -28,11 +28,11 @@ struct SigmoidLoad {
   M valid = M{} - 1;
   bool soft;
 
-  SigmoidLoad(const SigmoidParams& p, int64_t i, int count) : params(p) {
+  FASTLOSS_LANE_FN SigmoidLoad(const SigmoidParams& p, int64_t i, int count) {
     logits = some(static_cast<const T*>(p.input) + i, count);
     target = p.target_is_compute_type ? some(static_cast<const S*>(p.target) + i, count)
                                       : some(static_cast<const T*>(p.target) + i, count);
-    if (count < W || p.mask) {
+    if constexpr (!all) {
       for (int lane = 0; lane < W; ++lane) valid[lane] = lane < count && (!p.mask || p.mask[i + lane]) ? -1 : 0;
     }
     M fractional = (target != 0) & (target != 1);
@@ -40,54 +40,80 @@ struct SigmoidLoad {
   }
 
   template <class U>
-  static V some(const U* source, int count) {
-    return count == W ? load(source) : load_first(source, count);
+  FASTLOSS_LANE_FN static V some(const U* source, int count) {
+    return all || count == W ? load(source) : load_first(source, count);
   }
 
-  Decision<V> decision() const { return decide(logits, target, soft); }
+  FASTLOSS_LANE_FN Decision<V> decision() const { return decide(logits, target, soft); }
 };
 
+// A gradient too large for the caches, and not in them for being the logits' own memory.
+inline bool streams(const SigmoidParams& params) {
+  return params.grad != params.input && params.N * size_of(params.dtype) >= 24 << 20;
+}
+
 template <class T, class LossOf>
-inline double sigmoid_run(const SigmoidParams& params, double gradient_scale, LossOf loss_of, int64_t begin,
-                          int64_t end) {
+struct SigmoidBlock {
   using S = Compute<T>;
   using V = Vec<T>;
+
+  const SigmoidParams& params;
+  const LossOf loss_of;
+  const S scale;
   const S alpha = S(params.alpha);
-  const S scale = S(gradient_scale);
-  T* grad = static_cast<T*>(params.grad);
-  S* loss = params.reduction == Reduction::none ? static_cast<S*>(params.loss) : nullptr;
-  Sum sum;
-  for (int64_t i = begin; i < end; i += W) {
-    int count = int(end - i < W ? end - i : W);
-    SigmoidLoad<T> in(params, i, count);
+  const bool balanced = params.alpha >= 0;
+  T* const grad = static_cast<T*>(params.grad);
+  S* const loss = params.reduction == Reduction::none ? static_cast<S*>(params.loss) : nullptr;
+  const bool streaming = streams(params) && is_vector_aligned(grad);  // so are all whole vectors: blocks are multiples
+
+  // Writes loss and gradient of count decisions from i on; returns their losses.
+  template <bool all>
+  FASTLOSS_LANE_FN V some(int64_t i, int count) const {
+    SigmoidLoad<T, all> in(params, i, count);
     ValueSlope<V> f = loss_of(in.decision(), in.target, in.soft);
-    if (params.alpha >= 0) {
+    if (balanced) {
       V balance = class_balance(in.target, alpha);
       f = {balance * f.value, balance * f.slope};
     }
-    V value = select(in.valid, f.value, V{});
-    V slope = select(in.valid, f.slope * scale, V{});
-    sum.add(value);
-    if (count == W) {
-      if (loss) store(loss + i, value);
-      if (grad) store(grad + i, slope);
-    } else {
+    V value = f.value, slope = f.slope * scale;
+    if constexpr (!all) {
+      value = select(in.valid, value, V{});
+      slope = select(in.valid, slope, V{});
+    }
+    if (count < W) {
       if (loss) store_first(loss + i, value, count);
       if (grad) store_first(grad + i, slope, count);
+      return value;
     }
+    if (loss) store(loss + i, value);
+    if (grad && streaming) {
+      store_streaming(grad + i, slope);
+    } else if (grad) {
+      store(grad + i, slope);
+    }
+    return value;
   }
-  return sum.total();
-}
+
+  double run(int64_t begin, int64_t end) const {
+    Sum sum;
+    int64_t i = begin;
+    // Two vectors are added before they become doubles.
+    for (; !params.mask && i + 2 * W <= end; i += 2 * W) sum.add(some<true>(i, W) + some<true>(i + W, W));
+    for (; i < end; i += W) sum.add(some<false>(i, int(std::min<int64_t>(end - i, W))));
+    finish_streaming();
+    return sum.total();
+  }
+};
 
 template <class T>
 inline double sigmoid_block_of(const SigmoidParams& params, double scale, int64_t begin, int64_t end) {
   using S = Compute<T>;
   if (params.kind == Loss::ghmc) {
     const BinWeights<S> beta_of(params.bin_weight, params.ghm.bins);
-    return sigmoid_run<T>(params, scale, SigmoidGhmcLoss<S>{beta_of}, begin, end);
+    return SigmoidBlock<T, SigmoidGhmcLoss<S>>{params, {beta_of}, S(scale)}.run(begin, end);
   }
-  if (params.gamma == 0) return sigmoid_run<T>(params, scale, SigmoidCrossEntropy{}, begin, end);
-  return sigmoid_run<T>(params, scale, SigmoidFocal<S>{{S(params.gamma)}}, begin, end);
+  if (params.gamma == 0) return SigmoidBlock<T, SigmoidCrossEntropy>{params, {}, S(scale)}.run(begin, end);
+  return SigmoidBlock<T, SigmoidFocal<S>>{params, {{S(params.gamma)}}, S(scale)}.run(begin, end);
 }
 
 // Loss and gradient of decisions [begin, end); the sum of their losses.
@@ -108,8 +134,8 @@ double sigmoid_block(const SigmoidParams& params, double scale, int64_t begin, i
 template <class T>
 inline void sigmoid_histogram_of(const SigmoidParams& params, int64_t begin, int64_t end, const LaneCounts& counts) {
   for (int64_t i = begin; i < end; i += W) {
-    SigmoidLoad<T> in(params, i, int(end - i < W ? end - i : W));
-    counts.add(gradient_norm(in.decision(), in.target), in.valid);
+    SigmoidLoad<T, false> in(params, i, int(std::min<int64_t>(end - i, W)));
+    counts.add(ghm_bin(gradient_norm(in.decision(), in.target), Compute<T>(params.ghm.bins)), in.valid);
   }
 }
 

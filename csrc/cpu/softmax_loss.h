@@ -149,7 +149,7 @@ struct GhmcLoss {
   const BinWeights<S>& beta_of;
   template <class V>
   FASTLOSS_LANE_FN ValueSlope<V> operator()(V nll, V /*p*/, V q) const {
-    V beta = beta_of(q);
+    V beta = beta_of(ghm_bin(q, ScalarOf<V>(beta_of.bins)));
     return {beta * nll, beta};
   }
 };
@@ -369,38 +369,61 @@ struct SoftmaxBlock {
   }
 
   // ---- row: one decision at a time
+  //
+  // The gradient of a row is written while the exponentials of the row that follows are computed, and the logits of the
+  // one after that are fetched: reading, computing and writing go on at the same time.
+
+  struct Row {
+    const T* x;  // [C]
+    T* grad;     // [C]
+    S* staged;   // [C] exponentials, in whole vectors
+    int64_t target;
+    bool streams;
+    int64_t first;      // streaming stores are aligned from this class on
+    Gradient gradient;  // in the first lane
+
+    // Classes [first, vectors_end) of the gradient are written in whole vectors.
+    int64_t vectors_end(int64_t C) const { return first + (C - first) / W * W; }
+  };
 
   double rows(int64_t begin, int64_t end) const {
-    const int64_t C = params.C;
-    std::unique_ptr<S[]> staged(new S[C + W]);  // [C] exponentials, in whole vectors
+    const int64_t C = params.C, pitch = (C + W - 1) / W * W;
+    std::unique_ptr<S[]> staged(new S[2 * pitch]);  // of the row before and of this one
     Positions positions(params.layout, begin);
+    Row previous = {};  // without a grad: there is nothing left to write
     double sum = 0;
     for (int64_t position = begin; position < end; ++position) {
-      const T* x = input + positions.input;
-      T* g = grad ? grad + positions.grad : nullptr;
+      Row row = {input + positions.input, grad ? grad + positions.grad : nullptr};
       positions.advance(1);
-      const T* next = position + 1 < end ? input + positions.input : x;
-      int64_t y = target_of(position);
+      const T* next = position + 1 < end ? input + positions.input : row.x;
+      row.target = target_of(position);
+      row.staged = staged.get() + (previous.staged == staged.get() ? pitch : 0);
       S value = 0;
-      if (y != params.ignore_index) {
-        value = one_row(x, g, staged.get(), y, next);
-      } else if (g) {
-        memset(g, 0, C * sizeof(T));
+      if (row.target != params.ignore_index) {
+        while (streaming && row.first < W && !is_vector_aligned(row.grad + row.first)) ++row.first;
+        row.streams = streaming && row.first < W;
+        Softmax softmax = row_softmax(row, previous, next);
+        // One decision in the first lane: the vectors' log, exp and pow serve for scalars too.
+        value = finish(softmax, V{} + weight_of(row.target), lane_numbers<M>() == 0, row.gradient)[0];
+        previous = row;
+      } else if (row.grad) {
+        memset(row.grad, 0, C * sizeof(T));
       }
       if (params.reduction == Reduction::none) static_cast<S*>(params.loss)[position] = value;
       sum += double(value);
     }
+    if (previous.grad) write_gradient(previous, previous.first);
     finish_streaming();
     return sum;
   }
 
-  // next: the row that follows, fetched while this one is computed.
-  S one_row(const T* x, T* g, S* staged, int64_t y, const T* next) const {
+  // Stages the exponentials of row, writes the gradient of the row before it, fetches the row that follows.
+  Softmax row_softmax(const Row& row, const Row& previous, const T* next) const {
     const int64_t C = params.C;
     const int64_t whole = C / W * W;
     const int rest = int(C - whole);
-    const M lanes = lane_numbers<M>();
-    const M in_rest = lanes < rest;
+    const T* x = row.x;
+    const M in_rest = lane_numbers<M>() < rest;
     const V lowest = V{} - S(INFINITY);
     V tail = rest ? select(in_rest, load_first(x + whole, rest), lowest) : lowest;
 
@@ -410,26 +433,39 @@ struct SoftmaxBlock {
       for (int i = 0; i < 4; ++i) high[i] = max(load(x + c + i * W), high[i]);
     }
     for (; c < whole; c += W) high[0] = max(load(x + c), high[0]);
-    const S highest = max_lane(max(max(high[0], high[1]), max(high[2], high[3])));
+    const V highest = V{} + max_lane(max(max(high[0], high[1]), max(high[2], high[3])));
 
-    Softmax softmax = {V{} + highest, V{}, V{} + load_one(x + y), V{}};
     V sum[2] = {};
     V weighted = {};
     auto exponential = [&](V logits, int64_t at, V& into) {
-      V shifted = logits - softmax.max;
+      V shifted = logits - highest;
       V e = exp(shifted);
       into += e;
-      store(staged + at, e);
+      store(row.staged + at, e);
       return shifted;
     };
+    auto two_vectors = [&](int64_t at) {
+      __builtin_prefetch(next + at, 0, 2);
+      __builtin_prefetch(next + at + W, 0, 2);
+      V a = exponential(load(x + at), at, sum[0]);
+      V b = exponential(load(x + at + W), at + W, sum[1]);
+      if constexpr (smooths) weighted += weights_at(at) * a + weights_at(at + W) * b;
+    };
     c = 0;
-    for (; c + 2 * W <= whole; c += 2 * W) {
-      __builtin_prefetch(next + c, 0, 2);
-      __builtin_prefetch(next + c + W, 0, 2);
-      V a = exponential(load(x + c), c, sum[0]);
-      V b = exponential(load(x + c + W), c + W, sum[1]);
-      if constexpr (smooths) weighted += weights_at(c) * a + weights_at(c + W) * b;
+    if (previous.grad) {
+      const V probability = V{} + previous.gradient.probability[0], onehot = V{} + previous.gradient.onehot[0];
+      const int64_t shift = previous.first, last = previous.vectors_end(C) - shift;
+      M to_target = lane_numbers<M>() + ScalarOf<M>(shift - previous.target);  // 0 at the target
+      for (; c + 2 * W <= last; c += 2 * W) {
+        two_vectors(c);
+        for (int i = 0; i < 2; ++i, to_target += W) {
+          int64_t at = shift + c + i * W;
+          write_vector(previous, at, gradient_at(previous, at, W, to_target, probability, onehot));
+        }
+      }
+      write_gradient(previous, shift + c);
     }
+    for (; c + 2 * W <= whole; c += 2 * W) two_vectors(c);
     for (; c < whole; c += W) {
       V a = exponential(load(x + c), c, sum[0]);
       if constexpr (smooths) weighted += weights_at(c) * a;
@@ -441,35 +477,38 @@ struct SoftmaxBlock {
         weighted += select(in_rest, w * a, V{});
       }
     }
-    softmax.sum += S(sum_lanes(sum[0] + sum[1]));
-    if constexpr (smooths) softmax.weighted += S(sum_lanes(weighted));
+    return {highest, V{} + S(sum_lanes(sum[0] + sum[1])), V{} + load_one(x + row.target), V{} + S(sum_lanes(weighted))};
+  }
 
-    // One decision in the first lane: the vectors' log, exp and pow serve for scalars too.
-    M valid = lanes == 0;
-    Gradient gradient;
-    V value = finish(softmax, V{} + weight_of(y), valid, gradient);
-    if (!g) return value[0];
-
-    const S probability = gradient.probability[0];
-    const S smooth_scale = smooth * scale;
-    auto part = [&](int64_t at, int count) {
-      V out = load(staged + at) * probability;
-      // Here and not afterwards: a streamed line would have to come back for it.
-      out -= select(lanes == M{} + ScalarOf<M>(y - at), gradient.onehot[0] + V{}, V{});
-      if constexpr (smooths) {
-        out -= (!weight ? V{} + 1 : count == W ? load(weight + at) : load_first(weight + at, count)) * smooth_scale;
-      }
-      return out;
-    };
-    c = 0;
-    if (streaming) {
-      while (c < W && !is_vector_aligned(g + c)) ++c;
-      store_first(g, part(0, int(c)), int(c));
-      for (; c + W <= C; c += W) store_streaming(g + c, part(c, W));
+  // The gradient of count classes from class at on; to_target is their distance from the target.
+  V gradient_at(const Row& row, int64_t at, int count, M to_target, V probability, V onehot) const {
+    // The target's part here and not afterwards: a streamed line would have to come back for it.
+    V g = load(row.staged + at) * probability - select(to_target == 0, onehot, V{});
+    if constexpr (smooths) {
+      V w = !weight ? V{} + 1 : count == W ? load(weight + at) : load_first(weight + at, count);
+      g -= w * (smooth * scale);
     }
-    for (; c + W <= C; c += W) store(g + c, part(c, W));
-    if (c < C) store_first(g + c, part(c, int(C - c)), int(C - c));
-    return value[0];
+    return g;
+  }
+
+  void write_vector(const Row& row, int64_t at, V g) const {
+    if (row.streams) {
+      store_streaming(row.grad + at, g);
+    } else {
+      store(row.grad + at, g);
+    }
+  }
+
+  // Whole vectors of a row's gradient from class `from` on, and what lies before and after them.
+  void write_gradient(const Row& row, int64_t from) const {
+    const int64_t C = params.C, end = row.vectors_end(C);
+    auto gradient = [&](int64_t at, int count) {
+      M to_target = lane_numbers<M>() + ScalarOf<M>(at - row.target);
+      return gradient_at(row, at, count, to_target, V{} + row.gradient.probability[0], V{} + row.gradient.onehot[0]);
+    };
+    for (int64_t c = from; c < end; c += W) write_vector(row, c, gradient(c, W));
+    if (row.first) store_first(row.grad, gradient(0, int(row.first)), int(row.first));
+    if (end < C) store_first(row.grad + end, gradient(end, int(C - end)), int(C - end));
   }
 
   V weights_at(int64_t c) const { return weight ? load(weight + c) : V{} + 1; }
@@ -512,79 +551,103 @@ double softmax_block(const SoftmaxParams& params, const SoftmaxScale& scale, int
 // ---- GHM-C after cross entropy: its loss is beta * nll and its gradient beta times cross entropy's, so what is left
 // of a second pass are one factor a decision and a multiplication of the gradient while it is in cache.
 
-// Multiplies the gradients of a tile, each decision's by its own factor.
+// Multiplies the gradients of tiles, each decision's by its own factor.
 template <class T>
-inline void scale_tile(T* grad, const Layout& layout, const Tile& tile, int64_t C, Vec<T> factor) {
-  if (layout.grad_class_stride == 1) {
-    for (int lane = 0; lane < tile.count; ++lane) {
-      T* row = grad + tile.grad_of(lane);
-      int64_t c = 0;
-      for (; c + W <= C; c += W) store(row + c, load(row + c) * factor[lane]);
-      if (c < C) store_first(row + c, load_first(row + c, int(C - c)) * factor[lane], int(C - c));
-    }
-  } else if (tile.count == W && tile.uniform && tile.grad_step == 1) {
-    for (int64_t c = 0; c < C; ++c) {
-      T* row = grad + tile.grad[0] + c * layout.grad_class_stride;
-      store(row, load(row) * factor);
-    }
-  } else {
-    for (int64_t c = 0; c < C; ++c) {
+struct TileScale {
+  using V = Vec<T>;
+  using M = typename VectorOf<Compute<T>>::M;
+
+  T* grad;
+  const Layout& layout;
+  const int64_t C;
+  M row_of[W];  // of short rows without a gap, in whole vectors: which decision an element belongs to
+
+  TileScale(const SoftmaxParams& params) : grad(static_cast<T*>(params.grad)), layout(params.layout), C(params.C) {
+    for (int64_t i = 0; C < W && i < C * W; ++i) row_of[i / W][i % W] = ScalarOf<M>(i / C);
+  }
+
+  void operator()(const Tile& tile, V factor) const {
+    T* first = grad + tile.grad[0];
+    const bool full = tile.count == W && tile.uniform;
+    const bool rows = layout.grad_class_stride == 1;
+    if (full && rows && C < W && tile.grad_step == C) {
+      for (int64_t i = 0; i < C; ++i) store(first + i * W, load(first + i * W) * permute(factor, row_of[i]));
+    } else if (full && tile.grad_step == 1) {
+      for (int64_t c = 0; c < C; ++c) {
+        T* row = first + c * layout.grad_class_stride;
+        store(row, load(row) * factor);
+      }
+    } else {
       for (int lane = 0; lane < tile.count; ++lane) {
-        grad[tile.grad_of(lane) + c * layout.grad_class_stride] *= factor[lane];
+        T* row = grad + tile.grad_of(lane);
+        int64_t c = 0;
+        for (; rows && c + W <= C; c += W) store(row + c, load(row + c) * factor[lane]);
+        for (; c < C; ++c) row[c * layout.grad_class_stride] *= factor[lane];
       }
     }
   }
-}
-
-// Calls with_tile(position, count, nll, valid, gradient norm) for each tile of nll [N], cross entropy's losses.
-template <class T, class WithTile>
-inline void for_each_nll(const SoftmaxParams& params, const void* nll, int64_t begin, int64_t end, WithTile with_tile) {
-  using V = Vec<T>;
-  for (int64_t position = begin; position < end; position += W) {
-    int count = int(std::min<int64_t>(end - position, W));
-    V x = load_first(static_cast<const Compute<T>*>(nll) + position, count);
-    auto valid = load_targets<typename VectorOf<Compute<T>>::M>(params, position, count) != -1;
-    with_tile(position, count, x, valid, one_minus_p(x, exp(-x)));
-  }
-}
+};
 
 template <class T>
-inline double reweight_block_of(const SoftmaxParams& params, const void* nll, double gradient_scale, int64_t begin,
-                                int64_t end) {
+inline double reweight_block_of(const SoftmaxParams& params, const void* nll, const int32_t* bin_of,
+                                double gradient_scale, int64_t begin, int64_t end) {
   using S = Compute<T>;
   using V = Vec<T>;
+  using M = typename VectorOf<S>::M;
   const BinWeights<S> beta_of(params.bin_weight, params.ghm.bins);
+  const TileScale<T> scale_tile(params);
   Positions positions(params.layout, begin);
   Sum sum;
-  for_each_nll<T>(params, nll, begin, end, [&](int64_t position, int count, V x, auto valid, V gradient_norm) {
-    V beta = beta_of(gradient_norm);
-    V value = select(valid, beta * x, V{});
+  for (int64_t position = begin; position < end; position += W) {
+    int count = int(std::min<int64_t>(end - position, W));
+    M bin = M{} - 1;
+    for (int lane = 0; lane < count; ++lane) bin[lane] = bin_of[position + lane];
+    M valid = bin >= 0;
+    V beta = beta_of(bin & valid);
+    V value = select(valid, beta * load_first(static_cast<const S*>(nll) + position, count), V{});
     if (params.reduction == Reduction::none) store_first(static_cast<S*>(params.loss) + position, value, count);
     sum.add(value);
-    if (!params.grad) return;
+    if (!params.grad) continue;
     Tile tile;
     tile.take(positions, count);
-    V factor = select(valid, beta * S(gradient_scale), V{});
-    scale_tile(static_cast<T*>(params.grad), params.layout, tile, params.C, factor);
-  });
+    scale_tile(tile, select(valid, beta * S(gradient_scale), V{}));
+  }
   return sum.total();
 }
 
 // GHM-C's loss and, unless grad is null, gradient of decisions [begin, end); the gradients there are cross entropy's.
 // Returns the sum of the losses.
-double reweight_block(const SoftmaxParams& params, const void* nll, double gradient_scale, int64_t begin, int64_t end) {
-  return params.dtype == DType::float64 ? reweight_block_of<double>(params, nll, gradient_scale, begin, end)
-                                        : reweight_block_of<float>(params, nll, gradient_scale, begin, end);
+double reweight_block(const SoftmaxParams& params, const void* nll, const int32_t* bin_of, double gradient_scale,
+                      int64_t begin, int64_t end) {
+  return params.dtype == DType::float64 ? reweight_block_of<double>(params, nll, bin_of, gradient_scale, begin, end)
+                                        : reweight_block_of<float>(params, nll, bin_of, gradient_scale, begin, end);
 }
 
-// Adds the gradient norms of decisions [begin, end) to counts [bins].
-void nll_histogram_block(const SoftmaxParams& params, const void* nll, int64_t begin, int64_t end, int64_t* counts) {
+template <class S>
+inline void nll_histogram_block_of(const SoftmaxParams& params, const void* nll, int64_t begin, int64_t end,
+                                   int32_t* bin_of, const LaneCounts& counts) {
+  using V = typename VectorOf<S>::V;
+  using M = typename VectorOf<S>::M;
+  for (int64_t position = begin; position < end; position += W) {
+    int count = int(std::min<int64_t>(end - position, W));
+    V x = load_first(static_cast<const S*>(nll) + position, count);
+    M valid = load_targets<M>(params, position, count) != -1;
+    M bin = ghm_bin(one_minus_p(x, exp(-x)), S(params.ghm.bins));
+    counts.add(bin, valid);
+    bin |= ~valid;  // -1
+    for (int lane = 0; lane < count; ++lane) bin_of[position + lane] = int32_t(bin[lane]);
+  }
+}
+
+// The bins of decisions [begin, end), given cross entropy's losses nll [N]: bin_of [N], -1 where ignored. Adds their
+// numbers to counts [bins].
+void nll_histogram_block(const SoftmaxParams& params, const void* nll, int64_t begin, int64_t end, int32_t* bin_of,
+                         int64_t* counts) {
   const LaneCounts lane_counts(params.ghm.bins);
-  auto add = [&](int64_t, int, auto, auto valid, auto gradient_norm) { lane_counts.add(gradient_norm, valid); };
   if (params.dtype == DType::float64) {
-    for_each_nll<double>(params, nll, begin, end, add);
+    nll_histogram_block_of<double>(params, nll, begin, end, bin_of, lane_counts);
   } else {
-    for_each_nll<float>(params, nll, begin, end, add);
+    nll_histogram_block_of<float>(params, nll, begin, end, bin_of, lane_counts);
   }
   lane_counts.add_to(counts);
 }
