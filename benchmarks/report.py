@@ -18,6 +18,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from bars import AUTOGRAD, BARS, verdicts
+from measure import FIRST_CALL
 
 
 class Key(NamedTuple):
@@ -60,15 +61,25 @@ COLUMNS = ["torch.compile", "eager", OTHERS, "fastloss", "fastloss in place", "f
 
 def table(rows: list[tuple[Key, dict[str, float]]]) -> str:
     is_cpu = rows[0][0].device == "cpu"
-    ratios = ["× torch.compile", "× eager", *(["op / exp", "op / copy"] if is_cpu else ["GB/s", "% of copy"])]
-    lines = ["| " + " | ".join(["loss", "N × C", *COLUMNS, *ratios]) + " |", "|---|---" + "|--:" * 12 + "|"]
+    ratios = [
+        "× torch.compile",
+        "first calls",
+        "× eager",
+        *(["op / exp", "op / copy"] if is_cpu else ["GB/s", "% of copy"]),
+    ]
+    lines = ["| " + " | ".join(["loss", "N × C", *COLUMNS, *ratios]) + " |", "|---|---" + "|--:" * 13 + "|"]
     for key, seconds in rows:
         own, copy = seconds["fastloss"], seconds["copy"]
         cells = [key.loss, key.shape_text]
-        others = [f"{name} {microseconds(seconds[name])}" for name in seconds if name not in COLUMNS]
+        others = [
+            f"{name} {microseconds(seconds[name])}"
+            for name in seconds
+            if name not in COLUMNS and not name.endswith(FIRST_CALL)
+        ]
         shown = {name: microseconds(value) for name, value in seconds.items()} | {OTHERS: ", ".join(others)}
         cells += [shown.get(column, "") for column in COLUMNS]
-        cells += [f"{seconds[name] / own:.2f}" for name in ("torch.compile", "eager")]
+        first = seconds["torch.compile" + FIRST_CALL] / seconds["fastloss" + FIRST_CALL]
+        cells += [f"{seconds['torch.compile'] / own:.2f}", f"{first:.2f}", f"{seconds['eager'] / own:.2f}"]
         if is_cpu:
             op = max(own - AUTOGRAD, 0)
             cells += [f"{op / seconds['exp']:.2f}", f"{op / copy:.2f}"]
@@ -85,7 +96,9 @@ def microseconds(seconds: float) -> str:
 
 
 INTRODUCTION = f"""\
-Medians in µs of calls in turns within one run, smaller is better; `make bench` measures them anew. *copy* is
+Medians in µs of calls in turns within one run, smaller is better; `make bench` measures them anew. A turn is two calls:
+the second one is shown, which finds its own code and data in the caches; *first calls* is the speed against
+torch.compile in the first ones, which find there what the others left, as in the middle of a training step. *copy* is
 `y.copy_(x)` and *exp* `torch.exp(x, out=y)` of the logits, *op* fastloss's call without {AUTOGRAD * 1e6:.0f} µs of
 autograd and Python. torch.compile has the reference; eager is PyTorch's own function, or the reference where PyTorch
 has none. *In place* is `inplace_backward=True`. Sigmoid focal loss is summed, as detectors do. *Recycled* memory has

@@ -11,7 +11,7 @@ import pytest
 import torch
 from bars import BARS, QUICK
 from cases import all_cases, contenders, dtype_name
-from measure import measure
+from measure import FIRST_CALL, measure
 
 import fastloss
 
@@ -29,7 +29,8 @@ def parameters():
         key = (case.loss, case.shape)
         headline = case.dtype == torch.float32 and case.threads != 1
         marks = [pytest.mark.bar] * (headline and key in BARS) + [pytest.mark.quick] * (headline and key in QUICK)
-        for name in ["copy", "exp", *(contender.name for contender in contenders(case))]:
+        names = ["copy", "exp", *(contender.name for contender in contenders(case))]
+        for name in [*names, *(name + FIRST_CALL for name in ("torch.compile", "fastloss"))]:
             yield pytest.param(case, name, id=f"{case}-{name.replace(' ', '_')}", marks=marks)
 
 
