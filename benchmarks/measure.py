@@ -17,8 +17,8 @@ def measure(case: Case, max_time: float, min_rounds: int) -> dict[str, list[floa
 
     In a round every contender has its turn: two calls. The first finds the caches full of what the others left there,
     as in the middle of a training step; it is timed as the contender's name + FIRST_CALL. The second finds its own
-    code and data there, as where a benchmark calls one function in a loop; it counts as the contender's time. The rounds
-    take ``max_time`` seconds together, but are at least ``min_rounds``.
+    code and data there, as where a benchmark calls one function in a loop; it counts as the contender's time. The
+    rounds take ``max_time`` seconds together, but are at least ``min_rounds``.
     """
     if case.device == "cpu":
         torch.set_num_threads(case.threads)
