@@ -7,7 +7,7 @@ Shared by all:
 - ``reduction``: ``"none"``, ``"mean"`` or ``"sum"``.
 - ``inplace_backward``: write the gradient over the logits' own memory. It saves a tensor of the logits' size and, on
   CPU, its page faults: forward and backward of cross entropy at 2048 × 32000, float32, 2 cores, default malloc, took
-  20.5 ms with it, 125 ms without and 245 ms under ``torch.compile`` (benchmarks/RESULTS.md). **The logits are
+  18 ms with it, 49 ms without and 197 ms under ``torch.compile`` (benchmarks/RESULTS.md). **The logits are
   destroyed** by the call (if they require grad). Their version counter is bumped, so autograd refuses where another
   operation had saved them; a second backward pass and ``create_graph=True`` are refused. Leave it off for logits that
   anything else still reads.
@@ -20,7 +20,8 @@ The softmax losses have the semantics of :func:`torch.nn.functional.cross_entrop
   that are not ignored; with all ignored it is nan, and ``"sum"`` 0.
 
 Errors, each a sentence that names the argument: ``IndexError`` for a target out of range, ``ValueError`` for every
-other argument, ``RuntimeError`` for what autograd cannot do. The arguments are checked before anything is written.
+other argument, ``RuntimeError`` for what autograd cannot do, and for an argument of the wrong Python type, where the
+sentence is torch's. The arguments are checked before anything is written.
 
 Double backward (``create_graph=True``) goes through :mod:`fastloss.reference`. ``torch.func`` transforms are refused.
 """
