@@ -388,7 +388,8 @@ struct SoftmaxBlock {
 
   double rows(int64_t begin, int64_t end) const {
     const int64_t C = params.C, pitch = (C + W - 1) / W * W;
-    std::unique_ptr<S[]> staged(new S[2 * pitch]);  // of the row before and of this one
+    // Of the row before and of this one. A vector that begins inside a row may end outside.
+    std::unique_ptr<S[]> staged(new S[2 * pitch + W]);
     Positions positions(params.layout, begin);
     Row previous = {};  // without a grad: there is nothing left to write
     double sum = 0;
