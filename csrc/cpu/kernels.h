@@ -43,8 +43,8 @@ inline bool runs_rows(const SoftmaxParams& params) {
 }
 
 // A gradient too large for the caches, and not in them for being the logits' own memory.
-inline bool streams(const SoftmaxParams& params) {
-  return params.grad != params.input && params.N * params.C * size_of(params.dtype) >= 24 << 20;
+inline bool streams(const void* grad, const void* input, int64_t logits, DType dtype) {
+  return grad != input && logits * size_of(dtype) >= 24 << 20;
 }
 
 // GHM-C's gradient is cross entropy's, written first and multiplied by beta while it is in cache. Larger ones come from

@@ -47,11 +47,6 @@ struct SigmoidLoad {
   FASTLOSS_LANE_FN Decision<V> decision() const { return decide(logits, target, soft); }
 };
 
-// A gradient too large for the caches, and not in them for being the logits' own memory.
-inline bool streams(const SigmoidParams& params) {
-  return params.grad != params.input && params.N * size_of(params.dtype) >= 24 << 20;
-}
-
 template <class T, class LossOf>
 struct SigmoidBlock {
   using S = Compute<T>;
@@ -64,7 +59,8 @@ struct SigmoidBlock {
   const bool balanced = params.alpha >= 0;
   T* const grad = static_cast<T*>(params.grad);
   S* const loss = params.reduction == Reduction::none ? static_cast<S*>(params.loss) : nullptr;
-  const bool streaming = streams(params) && is_vector_aligned(grad);  // so are all whole vectors: blocks are multiples
+  // Where grad is aligned, so are all whole vectors: blocks are multiples of one.
+  const bool streaming = streams(grad, params.input, params.N, params.dtype) && is_vector_aligned(grad);
 
   // Writes loss and gradient of count decisions from i on; returns their losses.
   template <bool all>

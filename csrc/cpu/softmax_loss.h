@@ -192,14 +192,15 @@ struct SoftmaxBlock {
   const S* weight = static_cast<const S*>(params.weight);  // [C] or null
   const T* input = static_cast<const T*>(params.input);
   T* grad = static_cast<T*>(params.grad);
-  const bool streaming = streams(params);
+  const bool streaming;
 
   SoftmaxBlock(const SoftmaxParams& p, const SoftmaxScale& s, LossOf loss)
       : params(p),
         loss_of(loss),
         scale(S(s.gradient)),
         class_weights(S(s.class_weights)),
-        smooth(S(p.label_smoothing / double(p.C))) {}
+        smooth(S(p.label_smoothing / double(p.C))),
+        streaming(streams(p.grad, p.input, p.N * p.C, p.dtype)) {}
 
   int64_t target_of(int64_t position) const {
     return params.target_is_int64 ? static_cast<const int64_t*>(params.target)[position]
