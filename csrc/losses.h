@@ -28,8 +28,8 @@
 namespace FASTLOSS_NAMESPACE {
 
 using std::exp;
-using std::log1p;
 using std::pow;
+using std::sqrt;
 
 // Where the GPU has something shorter, cuda/math.cuh overloads these for its scalars.
 template <class V>
@@ -40,10 +40,23 @@ template <class V>
 FASTLOSS_HD V exp_nonpositive(V x) {
   return exp(x);
 }
+
+// log(1 + e) for e in [0, 1], in float: 2.4 ULP. cuda/math.cuh and cpu/lanes.h overload it for double.
 template <class V>
 FASTLOSS_HD V log1p_unit(V e) {
-  return log1p(e);
+  V y = 0.005384021f * e - 0.030110803f;
+  y = y * e + 0.07921048f;
+  y = y * e - 0.137466f;
+  y = y * e + 0.19145106f;
+  y = y * e - 0.24852943f;
+  y = y * e + 0.33320343f;
+  y = y * e - 0.49999553f;
+  return (y * e + 1) * e;
 }
+
+// -|x|
+FASTLOSS_HD float negative_abs(float x) { return -std::fabs(x); }
+FASTLOSS_HD double negative_abs(double x) { return -std::fabs(x); }
 
 template <class V>
 struct ValueSlope {
@@ -68,6 +81,7 @@ template <class V, class S>
 FASTLOSS_HD V power(V q, S gamma) {
   if (gamma == 2) return q * q;
   if (gamma == 1) return q;
+  if (gamma == S(0.5)) return sqrt(q);
   if (gamma == 0) return V{} + 1;
   return pow(q, gamma);
 }
@@ -80,12 +94,14 @@ struct CrossEntropy {
 };
 
 // Focal loss: q^gamma * nll (Lin et al. 2017, section 3.2). Finite for every gamma >= 0, at p = 1 and at p = 0.
-template <class S>
+// A gamma that is the same in all calls can be in the type (fixed > 0), so that nothing asks for it in a loop.
+template <class S, int fixed = 0>
 struct Focal {
-  S gamma;
+  S any_gamma;
 
   template <class V>
   FASTLOSS_HD ValueSlope<V> operator()(V nll, V p, V q) const {
+    const S gamma = fixed > 0 ? S(fixed) : any_gamma;
     V p_nll = p_times_nll(nll, p);
     if (gamma >= 1) {  // no division: q^(gamma - 1) is finite
       V lower = power(q, gamma - 1);
@@ -101,6 +117,7 @@ struct Focal {
   // Here the slope is df/dx itself. Not for t = 0 or 1, where q may be 0 and the functor above is exact.
   template <class V>
   FASTLOSS_HD ValueSlope<V> soft(V bce, V p, V t) const {
+    const S gamma = fixed > 0 ? S(fixed) : any_gamma;
     V q = p + t - 2 * p * t;
     V factor = power(q, gamma);
     return {factor * bce, factor * (p - t + gamma * bce * p * (1 - p) * (1 - 2 * t) / q)};
@@ -117,11 +134,16 @@ struct Decision {
   V positive;  // sigmoid(x)
 };
 
-// soft: target may be neither 0 nor 1; the same for all lanes of a vector.
+// The one exponential that a decision needs, in [0, 1].
 template <class V>
-FASTLOSS_HD Decision<V> decide(V x, V target, bool soft) {
+FASTLOSS_HD V decision_exp(V x) {
+  return exp_nonpositive(negative_abs(x));
+}
+
+// e: decision_exp(x). soft: target may be neither 0 nor 1; the same for all lanes of a vector.
+template <class V>
+FASTLOSS_HD Decision<V> decide(V x, V e, V target, bool soft) {
   V z = select(target == 1, x, -x);
-  V e = exp_nonpositive(select(x > 0, -x, x));  // of -|z|, in [0, 1]
   V inverse = divide(V{} + 1, 1 + e);
   V small = e * inverse;
   V p = select(z > 0, inverse, small);
@@ -134,7 +156,8 @@ FASTLOSS_HD Decision<V> decide(V x, V target, bool soft) {
 
 // |sigmoid(x) - t|, what GHM-C's bins are over.
 template <class V>
-FASTLOSS_HD V gradient_norm(const Decision<V>& d, V target) {
+FASTLOSS_HD V gradient_norm(const Decision<V>& d, V target, bool soft) {
+  if (!soft) return d.q;
   V difference = d.positive - target;
   V norm = select(difference < 0, -difference, difference);
   return select((target == 1) | (target == 0), d.q, norm);
@@ -148,9 +171,9 @@ struct SigmoidCrossEntropy {
   }
 };
 
-template <class S>
+template <class FocalLoss>
 struct SigmoidFocal {
-  Focal<S> focal;
+  FocalLoss focal;
 
   template <class V>
   FASTLOSS_HD ValueSlope<V> operator()(const Decision<V>& d, V target, bool soft) const {
@@ -165,11 +188,20 @@ struct SigmoidFocal {
   }
 };
 
-// The weight of a decision under sigmoid focal loss's alpha >= 0: that of class 1; class 0 has the rest.
-template <class V, class S>
-FASTLOSS_HD V class_balance(V target, S alpha) {
-  return alpha * target + (1 - alpha) * (1 - target);
-}
+// The weight of a decision under sigmoid focal loss's alpha >= 0: that of class 1; class 0 has the rest. All have 1
+// where alpha < 0.
+template <class S>
+struct ClassBalance {
+  S zero, one_less_zero;
+
+  FASTLOSS_HD explicit ClassBalance(double alpha)
+      : zero(alpha >= 0 ? S(1 - alpha) : S(1)), one_less_zero(alpha >= 0 ? S(alpha - (1 - alpha)) : S(0)) {}
+
+  template <class V>
+  FASTLOSS_HD V operator()(V target) const {
+    return one_less_zero * target + zero;
+  }
+};
 
 // GHM-C (Li et al. 2019, section 3.2): beta[bin] * nll, beta constant. The schedule looks beta up by ghm_bin(q).
 // bins has the type of a scalar of V, or is an int32 where V is a scalar.

@@ -1,4 +1,5 @@
-// Measures the maths of csrc/cpu/lanes.h against double precision. Compiled by test_lanes.py, once per instruction set.
+// Measures the maths of csrc/cpu/lanes.h and csrc/losses.h against double precision. Compiled by test_lanes.py, once
+// per instruction set.
 //
 // Usage: lanes_accuracy STRIDE: every STRIDE-th float32 of each documented range; 1 is all of them. Prints a line for
 // each function, "name setting ULP argument" (the largest error in units in the last place of the float nearest to the
@@ -22,6 +23,7 @@
 namespace FASTLOSS_NAMESPACE {
 #include "lanes.h"
 }
+#include "../losses.h"
 using namespace FASTLOSS_NAMESPACE;
 
 template <class To, class From>
@@ -166,7 +168,8 @@ int main(int, char** arguments) {
   measure("exp", 0, 0.0f, 88.0f, exp_lanes, exp_truth);
   measure("exp", 0, -0.0f, -87.3f, exp_lanes, exp_truth);
   measure("log", 0, normal, largest, [](f32 x) { return log(x); }, [](double x) { return std::log(x); });
-  measure("log1p", 0, 0.0f, 1.0f, [](f32 x) { return log1p(x); }, log1p_truth);
+  measure("log1p_unit", 0, 0.0f, 1.0f, [](f32 x) { return log1p_unit(x); }, log1p_truth);
+  measure("sqrt", 0, normal, 1.0f, [](f32 x) { return sqrt(x); }, [](double x) { return std::sqrt(x); });
   measure("one_minus_p", 0, 0.0f, 200.0f, [](f32 nll) { return one_minus_p(nll, exp(-nll)); }, one_minus_p_truth);
   const uint64_t all = stride;
   stride *= 31;  // pow takes long in double
@@ -182,7 +185,8 @@ int main(int, char** arguments) {
   for (float x : {-87.31f, -88.0f, -104.0f, -1e4f, -3e38f, -INFINITY}) expect("exp", x, exp(f32{} + x)[0], 0);
   expect("exp", NAN, exp(f32{} + NAN)[0], NAN);
   for (float x : {INFINITY, NAN}) expect("log", x, log(f32{} + x)[0], x);
-  expect("log1p", NAN, log1p(f32{} + NAN)[0], NAN);
+  expect("log1p_unit", NAN, log1p_unit(f32{} + NAN)[0], NAN);
+  for (float x : {0.0f, NAN}) expect("sqrt", x, sqrt(f32{} + x)[0], x);
   for (float x : {0.0f, smallest, NAN}) expect("pow", x, pow(f32{} + x, 2.5f)[0], x == x ? 0 : NAN);
   expect("pow", 1e-30f, pow(f32{} + 1e-30f, 2.5f)[0], 0);
   expect("one_minus_p", INFINITY, one_minus_p(f32{} + INFINITY, f32{})[0], 1);

@@ -1,4 +1,4 @@
-"""The vector maths of csrc/cpu/lanes.h keeps the errors written beside each function, over every float32.
+"""The vector maths of csrc/cpu/lanes.h and losses.h keeps the errors written beside each function, over every float32.
 
 lanes_accuracy.cpp measures them. The instruction set in use is measured on every float, the others on a sample.
 """
@@ -22,9 +22,11 @@ LANES_AND_FLAGS = {"default": (4, []), "avx2": (8, AVX2), "avx512": (16, AVX2 + 
 
 
 def documented_errors():
-    """The ULP in the comment above each function of lanes.h: {name: (constant, factor of gamma)}."""
-    text = (ROOT / "csrc/cpu/lanes.h").read_text()
-    bound = re.compile(r"^//.*: ([\d.]+)(?: \+ ([\d.]+) gamma)? ULP.*\nFASTLOSS_LANE_FN f32 (\w+)\(", re.M)
+    """The ULP in the comment above each function: {name: (constant, factor of gamma)}."""
+    text = "".join((ROOT / "csrc" / name).read_text() for name in ("cpu/lanes.h", "losses.h"))
+    bound = re.compile(
+        r"^//.*: ([\d.]+)(?: \+ ([\d.]+) gamma)? ULP.*\n(?:template <class V>\n)?FASTLOSS_\w+ (?:f32|V) (\w+)\(", re.M
+    )
     return {name: (float(constant), float(factor or 0)) for constant, factor, name in bound.findall(text)}
 
 
@@ -34,7 +36,7 @@ def documented_errors():
 def test_errors_are_as_documented(capability, tmp_path):
     lanes, flags = LANES_AND_FLAGS[capability]
     program = tmp_path / "lanes_accuracy"
-    define = [f"-DFASTLOSS_LANES={lanes}", f"-DFASTLOSS_NAMESPACE=fastloss_{capability}"]
+    define = [f"-DFASTLOSS_LANES={lanes}", "-DFASTLOSS_NAMESPACE=fastloss::measured"]
     command = [COMPILER, "-std=c++20", "-O3", "-Wno-psabi", "-pthread", *flags, *define, "-I", ROOT / "csrc/cpu"]
     subprocess.run([*command, ROOT / "tests/lanes_accuracy.cpp", "-o", program], check=True)
     stride = 1 if capability == INFO["cpu_capability"] else 61

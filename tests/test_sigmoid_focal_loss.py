@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from cases import GAMMAS, REDUCTIONS, differentiate, make_sigmoid
 
 import fastloss
+from fastloss import reference
 
 
 def papers(x, t, alpha=0.25, gamma=2.0, reduction="none"):
@@ -90,3 +91,21 @@ def test_small_losses_keep_their_precision(gamma, device):
     expected = differentiate(fastloss.sigmoid_focal_loss, x.double(), torch.ones_like(x), gamma=gamma)
     for single, double in zip(got, expected, strict=True):
         torch.testing.assert_close(single.double(), double, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["sigmoid_focal_loss", "sigmoid_ghmc_loss"])
+def test_one_soft_target_among_hard_ones(name, device):
+    """Wherever it lies, hard targets keep their values: they are computed in groups, and without it in another way."""
+    x, target = make_sigmoid((1000,), device=device)
+    settings = {"reduction": "none"} | ({"bins": 1} if "ghmc" in name else {})
+    loss_of = getattr(fastloss, name)
+    loss, grad = differentiate(loss_of, x, target, **settings)
+    for at in (0, 127, 128, 500, 999):
+        mixed = target.clone()
+        mixed[at] = 0.25
+        got = differentiate(loss_of, x, mixed, **settings)
+        truth = differentiate(getattr(reference, name), x.double(), mixed.double(), **settings)
+        others = torch.arange(1000, device=device) != at
+        torch.testing.assert_close(got[0][others], loss[others], rtol=3e-7, atol=0)
+        torch.testing.assert_close(got[1][others], grad[others], rtol=3e-7, atol=0)
+        torch.testing.assert_close([part[at].double() for part in got], [part[at] for part in truth], rtol=1e-5, atol=0)

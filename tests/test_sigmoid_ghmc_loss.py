@@ -82,3 +82,17 @@ def test_table(device):
     torch.testing.assert_close(each, torch.tensor([0.75, 0.75, 1.5], dtype=torch.float64, device=device) * nll)
     paper = fastloss.sigmoid_ghmc_loss(x, torch.ones_like(x), reduction="none", normalizer="bins")
     torch.testing.assert_close(paper, each * 2 / 10)
+
+
+@pytest.mark.parametrize("bins", [1, 10, 17, 32, 33, 300])
+@pytest.mark.parametrize("spread", [0.01, 3.0])
+def test_many_decisions(spread, bins, device):
+    """More than a lane's 8-bit counters hold, in one bin and in many; few bins are counted unlike many."""
+    x, target = make_sigmoid((40000,), torch.float64, device)
+    x = (x - x.mean()) / x.std() * spread
+    clear = clear_of_bin_edges((x.sigmoid() - target).abs(), bins)
+    x, target = x[clear].float(), target[clear].float()
+    got = differentiate(fastloss.sigmoid_ghmc_loss, x, target, bins=bins)
+    everything = torch.ones_like(x, dtype=torch.bool)
+    expected = differentiate(mmdetections, x.double(), target.double(), everything, bins)
+    torch.testing.assert_close([part.double() for part in got], list(expected), rtol=2e-6, atol=1e-9)

@@ -6,14 +6,13 @@ struct BinWeights {
   using V = typename VectorOf<S>::V;
   using M = typename VectorOf<S>::M;
 
-  std::unique_ptr<S[]> table;  // [bins], at least two vectors
+  const double* bin_weight;  // [bins]
   int32_t bins;
-  V low, high;  // the first two vectors of the table: few bins are looked up without memory
+  V low = {}, high = {};  // of the first 2 W bins: few bins are looked up without memory
 
-  explicit BinWeights(const double* bin_weight, int32_t num_bins) : table(new S[num_bins + 2 * W]()), bins(num_bins) {
-    for (int32_t b = 0; b < bins; ++b) table[b] = S(bin_weight[b]);
-    low = load(table.get());
-    high = load(table.get() + W);
+  explicit BinWeights(const double* weights, int32_t num_bins) : bin_weight(weights), bins(num_bins) {
+    for (int32_t b = 0; b < std::min(bins, W); ++b) low[b] = S(bin_weight[b]);
+    for (int32_t b = W; b < std::min(bins, 2 * W); ++b) high[b - W] = S(bin_weight[b]);
   }
 
   FASTLOSS_LANE_FN V operator()(M bin) const {
@@ -21,26 +20,60 @@ struct BinWeights {
       M lane = bin & (W - 1);
       return select(bin < W, permute(low, lane), permute(high, lane));
     }
-    S beta[W];
-    for (int lane = 0; lane < W; ++lane) beta[lane] = table[bin[lane]];
-    return load(beta);
+    V beta;
+    for (int lane = 0; lane < W; ++lane) beta[lane] = S(bin_weight[bin[lane]]);
+    return beta;
   }
 };
 
-// How many decisions fall into each bin. Each lane has counts of its own: neighbours that fall into one bin do not wait
-// for each other's store.
-struct LaneCounts {
-  std::unique_ptr<int64_t[]> counts;  // [bins, W]
-  int32_t bins;
+// How many decisions fall into each bin, added to counts [bins].
+//
+// Up to 32 bins are counted without memory for each decision: a lane's 32 bits are counters of four bins, 8 bits each,
+// which go to the counts before they overflow. More bins are counted in memory, each lane in numbers of its own:
+// neighbours that fall into one bin would wait for each other's store.
+struct BinCounts {
+  int64_t* counts;
+  const int32_t bins;
+  i32 counters[8] = {};                    // those of bins 4 w to 4 w + 3 are counters[w]
+  int most = 0;                            // no counter is larger
+  std::unique_ptr<int64_t[]> lane_counts;  // [bins, W]
 
-  explicit LaneCounts(int32_t num_bins) : counts(new int64_t[int64_t(num_bins) * W]()), bins(num_bins) {}
+  BinCounts(int32_t num_bins, int64_t* into)
+      : counts(into), bins(num_bins), lane_counts(bins > 32 ? new int64_t[int64_t(bins) * W]() : nullptr) {}
 
   template <class M>
-  FASTLOSS_LANE_FN void add(M bin, M valid) const {
-    for (int lane = 0; lane < W; ++lane) counts[int64_t(bin[lane]) * W + lane] -= valid[lane];  // true is -1
+  FASTLOSS_LANE_FN void add(M bin, M valid) {
+    if (lane_counts) {
+      for (int lane = 0; lane < W; ++lane) lane_counts[int64_t(bin[lane]) * W + lane] -= valid[lane];  // true is -1
+      return;
+    }
+    i32 b = __builtin_convertvector(bin, i32);
+    i32 one = (__builtin_convertvector(valid, i32) & 1) << (b & 3) * 8;
+    for (int w = 0; 4 * w < bins; ++w) counters[w] += b >> 2 == w ? one : i32{};
+    if (++most == 255) finish();
   }
 
-  void add_to(int64_t* totals) const {
-    for (int64_t i = 0; i < int64_t(bins) * W; ++i) totals[i / W] += counts[i];
+  // Brings counts up to date.
+  void finish() {
+    for (int32_t b = 0; b < bins; ++b) {
+      for (int lane = 0; lane < W; ++lane) {
+        counts[b] += lane_counts ? lane_counts[int64_t(b) * W + lane] : counters[b / 4][lane] >> b % 4 * 8 & 255;
+      }
+    }
+    for (i32& counter : counters) counter = i32{};
+    most = 0;
   }
 };
+
+// The first n bins of W decisions; the others read as -1 and are not written.
+template <class M>
+FASTLOSS_LANE_FN M load_bins(const int32_t* source, int n) {
+  i32 bins = i32{} - 1;
+  __builtin_memcpy(&bins, source, n == W ? sizeof(bins) : n * sizeof(int32_t));
+  return __builtin_convertvector(bins, M);
+}
+template <class M>
+FASTLOSS_LANE_FN void store_bins(int32_t* target, M bin, int n) {
+  i32 bins = __builtin_convertvector(bin, i32);
+  __builtin_memcpy(target, &bins, n == W ? sizeof(bins) : n * sizeof(int32_t));
+}

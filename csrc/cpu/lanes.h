@@ -8,6 +8,7 @@ constexpr int W = FASTLOSS_LANES;
 
 using f32 = float __attribute__((vector_size(W * 4)));
 using i32 = int32_t __attribute__((vector_size(W * 4)));
+using u8 = uint8_t __attribute__((vector_size(W)));
 using u16 = uint16_t __attribute__((vector_size(W * 2)));
 using f64 = double __attribute__((vector_size(W * 8)));
 using i64 = int64_t __attribute__((vector_size(W * 8)));
@@ -48,6 +49,9 @@ FASTLOSS_LANE_FN V max(V a, V b) {
 
 FASTLOSS_LANE_FN i32 bits_of(f32 x) { return (i32)x; }
 FASTLOSS_LANE_FN f32 float_of(i32 x) { return (f32)x; }
+
+FASTLOSS_LANE_FN f32 negative_abs(f32 x) { return float_of(bits_of(x) | INT32_MIN); }
+FASTLOSS_LANE_FN f64 negative_abs(f64 x) { return (f64)((i64)x | INT64_MIN); }
 
 // 2^n as a float, for the n that the low bits of `shifted` hold after a round-to-integer by addition of kShift.
 constexpr float kShift = 0x1.8p23f + 127;  // 1.5 * 2^23 puts the integer in the low bits, 127 is the exponent's bias
@@ -92,17 +96,6 @@ FASTLOSS_LANE_FN f32 log(f32 x) {
   return select(x <= 0x1.fffffep127f, y, x);
 }
 
-// log(1 + e). e in [0, 1]: 2 ULP. nan stays nan.
-FASTLOSS_LANE_FN f32 log1p(f32 e) {
-  f32 s = e / (e + 2);
-  f32 z = s * s;
-  f32 p = 0.121504694f * z + 0.10713828f;
-  p = p * z + 0.14308442f;
-  p = p * z + 0.19999439f;
-  p = p * z + 0.33333337f;
-  return 2 * s + 2 * s * z * p;
-}
-
 // q^gamma. q in [0, 1], gamma in (0, 16]: 1.5 + 0.6 gamma ULP; 0 where the result is subnormal. nan stays nan.
 FASTLOSS_LANE_FN f32 pow(f32 q, float gamma) {
   f32 f;
@@ -141,12 +134,26 @@ FASTLOSS_LANE_FN f32 one_minus_p(f32 nll, f32 p) {
     for (int lane = 0; lane < W; ++lane) y[lane] = call; \
     return y;                                            \
   }
+FASTLOSS_LANE_BY_LANE(sqrt(f64 x), std::sqrt(x[lane]))
 FASTLOSS_LANE_BY_LANE(exp(f64 x), std::exp(x[lane]))
 FASTLOSS_LANE_BY_LANE(log(f64 x), std::log(x[lane]))
-FASTLOSS_LANE_BY_LANE(log1p(f64 x), std::log1p(x[lane]))
+FASTLOSS_LANE_BY_LANE(log1p_unit(f64 e), std::log1p(e[lane]))  // float: losses.h
 FASTLOSS_LANE_BY_LANE(pow(f64 x, double gamma), std::pow(x[lane], gamma))
 FASTLOSS_LANE_BY_LANE(one_minus_p(f64 nll, f64 /*p*/), -std::expm1(-nll[lane]))
 #undef FASTLOSS_LANE_BY_LANE
+
+// sqrt(x). x >= 0: 0.5 ULP.
+FASTLOSS_LANE_FN f32 sqrt(f32 x) {
+#if FASTLOSS_LANES == 16
+  return (f32)_mm512_sqrt_ps((__m512)x);
+#elif FASTLOSS_LANES == 8
+  return (f32)_mm256_sqrt_ps((__m256)x);
+#else
+  f32 y;
+  for (int lane = 0; lane < W; ++lane) y[lane] = std::sqrt(x[lane]);
+  return y;
+#endif
+}
 
 FASTLOSS_LANE_FN i32 to_index(f32 x) { return __builtin_convertvector(x, i32); }
 FASTLOSS_LANE_FN i64 to_index(f64 x) { return __builtin_convertvector(x, i64); }
@@ -169,6 +176,13 @@ FASTLOSS_LANE_FN f64 permute(f64 x, i64 index) {
   return y;
 }
 
+template <class M>
+FASTLOSS_LANE_FN M lane_numbers() {
+  M numbers;
+  for (int lane = 0; lane < W; ++lane) numbers[lane] = lane;
+  return numbers;
+}
+
 // Whether any lane of a comparison holds.
 FASTLOSS_LANE_FN bool any(i32 condition) {
 #if FASTLOSS_LANES == 16
@@ -181,9 +195,11 @@ FASTLOSS_LANE_FN bool any(i32 condition) {
   return found != 0;
 #endif
 }
-FASTLOSS_LANE_FN bool any(i64 condition) {
-  int64_t found = 0;
-  for (int lane = 0; lane < W; ++lane) found |= condition[lane];
+template <class M>
+FASTLOSS_LANE_FN bool any(M condition) {
+  uint64_t words[sizeof(M) / 8], found = 0;
+  __builtin_memcpy(words, &condition, sizeof(M));
+  for (uint64_t word : words) found |= word;
   return found != 0;
 }
 
@@ -279,13 +295,36 @@ FASTLOSS_LANE_FN f64 widen(f64 x, double) { return x; }
 FASTLOSS_LANE_FN f32 narrow(f32 x, float) { return x; }
 FASTLOSS_LANE_FN f64 narrow(f64 x, double) { return x; }
 
+#if FASTLOSS_LANES == 16
+// A bfloat16 is the high half of a float: a permutation of 16-bit lanes puts it there or takes it out.
+using u16x2 = uint16_t __attribute__((vector_size(W * 4)));
+template <int... I>
+FASTLOSS_LANE_FN f32 to_high_halves(u16 x, std::integer_sequence<int, I...>) {
+  const u16x2 source = {(I / 2)...};
+  return (f32)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, (__m512i)source, _mm512_castsi256_si512((__m256i)x));
+}
+template <int... I>
+FASTLOSS_LANE_FN u16 high_halves(u16x2 x, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(x, x, (2 * I + 1)...);
+}
+FASTLOSS_LANE_FN f32 widen(u16 x, bfloat16) { return to_high_halves(x, std::make_integer_sequence<int, 2 * W>{}); }
+FASTLOSS_LANE_FN u16 narrow(f32 x, bfloat16) {  // as below, with masks
+  const __m512i b = (__m512i)x;
+  const __mmask16 odd = _mm512_test_epi32_mask(b, _mm512_set1_epi32(0x10000));
+  const __mmask16 nan = _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q);
+  __m512i rounded = _mm512_add_epi32(b, _mm512_set1_epi32(0x7fff));
+  rounded = _mm512_mask_add_epi32(rounded, odd, rounded, _mm512_set1_epi32(1));
+  rounded = _mm512_mask_or_epi32(rounded, nan, b, _mm512_set1_epi32(0x400000));
+  return high_halves((u16x2)rounded, std::make_integer_sequence<int, W>{});
+}
+#else
 FASTLOSS_LANE_FN f32 widen(u16 x, bfloat16) { return float_of(__builtin_convertvector(x, i32) << 16); }
-
 FASTLOSS_LANE_FN u16 narrow(f32 x, bfloat16) {
   i32 b = bits_of(x);
   i32 rounded = (b + (0x7fff + ((b >> 16) & 1))) >> 16;                      // to nearest, ties to even
   return __builtin_convertvector(x == x ? rounded : (b >> 16) | 0x40, u16);  // a nan stays a nan
 }
+#endif
 
 #if FASTLOSS_LANES == 16
 FASTLOSS_LANE_FN f32 widen(u16 x, float16) { return (f32)_mm512_cvtph_ps((__m256i)x); }

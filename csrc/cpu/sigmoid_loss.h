@@ -9,13 +9,47 @@ struct SigmoidGhmcLoss {
   const BinWeights<S>& beta_of;
   template <class V>
   FASTLOSS_LANE_FN ValueSlope<V> operator()(const Decision<V>& d, V target, bool soft) const {
-    V beta = beta_of(ghm_bin(gradient_norm(d, target), ScalarOf<V>(beta_of.bins)));
+    V beta = beta_of(ghm_bin(gradient_norm(d, target, soft), ScalarOf<V>(beta_of.bins)));
     ValueSlope<V> f = SigmoidCrossEntropy{}(d, target, soft);
     return {beta * f.value, beta * f.slope};
   }
 };
 
 // ---- schedule
+
+// Where the decisions are read. A value, like SigmoidBlock: what a loop holds in registers must not have an address.
+template <class T>
+struct SigmoidInput {
+  const T* logits;
+  const void* target;
+  const uint8_t* mask;
+  bool target_is_compute_type;
+
+  explicit SigmoidInput(const SigmoidParams& params)
+      : logits(static_cast<const T*>(params.input)),
+        target(params.target),
+        mask(params.mask),
+        target_is_compute_type(params.target_is_compute_type) {}
+
+  // Which of n W targets from i on may be neither 0 nor 1; compared as they are stored, -0 counts as such.
+  FASTLOSS_LANE_FN bool any_soft(int64_t i, int n) const {
+    return target_is_compute_type ? any_soft_of(static_cast<const Compute<T>*>(target) + i, n)
+                                  : any_soft_of(static_cast<const T*>(target) + i, n);
+  }
+
+ private:
+  template <class U>
+  FASTLOSS_LANE_FN static bool any_soft_of(const U* source, int n) {
+    using Integers = decltype(BitsVec<U>{} == BitsVec<U>{});
+    const Integers one = (Integers)narrow(Vec<U>{} + 1, U{});
+    Integers soft = {};
+    for (int k = 0; k < n; ++k) {
+      const Integers t = load_bits<Integers>(source + k * W);
+      soft |= (t != 0) & (t != one);
+    }
+    return any(soft);
+  }
+};
 
 // W decisions; `all`: every lane is one, and there is no mask.
 template <class T, bool all>
@@ -26,17 +60,16 @@ struct SigmoidLoad {
 
   V logits, target;
   M valid = M{} - 1;
-  bool soft;
 
-  FASTLOSS_LANE_FN SigmoidLoad(const SigmoidParams& p, int64_t i, int count) {
-    logits = some(static_cast<const T*>(p.input) + i, count);
-    target = p.target_is_compute_type ? some(static_cast<const S*>(p.target) + i, count)
-                                      : some(static_cast<const T*>(p.target) + i, count);
+  FASTLOSS_LANE_FN SigmoidLoad(const SigmoidInput<T>& in, int64_t i, int count) {
+    logits = some(in.logits + i, count);
+    target = in.target_is_compute_type ? some(static_cast<const S*>(in.target) + i, count)
+                                       : some(static_cast<const T*>(in.target) + i, count);
     if constexpr (!all) {
-      for (int lane = 0; lane < W; ++lane) valid[lane] = lane < count && (!p.mask || p.mask[i + lane]) ? -1 : 0;
+      u8 mask = u8{} + 1;
+      if (in.mask) __builtin_memcpy(&mask, in.mask + i, count);
+      valid = (__builtin_convertvector(mask, M) != 0) & (lane_numbers<M>() < count);
     }
-    M fractional = (target != 0) & (target != 1);
-    soft = any(fractional);
   }
 
   template <class U>
@@ -44,37 +77,62 @@ struct SigmoidLoad {
     return all || count == W ? load(source) : load_first(source, count);
   }
 
-  FASTLOSS_LANE_FN Decision<V> decision() const { return decide(logits, target, soft); }
+  FASTLOSS_LANE_FN Decision<V> decision(V e, bool soft) const { return decide(logits, e, target, soft); }
 };
+
+// How many vectors go through the exponential before the first of them goes through the rest: all at once, a vector is
+// so long a chain of operations that the processor sees the end of it, and no other vector, and waits.
+constexpr int kStaged = 8;
+
+// Calls hard(e, i), e the exponentials of kStaged vectors from i on whose targets are all 0 or 1, and soft(i) where not
+// all are; returns the first decision that is in neither.
+template <class T, class Hard, class Soft>
+FASTLOSS_LANE_FN int64_t for_each_stage(const SigmoidInput<T>& in, int64_t begin, int64_t end, Hard hard, Soft soft) {
+  int64_t i = begin;
+  for (; !in.mask && i + kStaged * W <= end; i += kStaged * W) {
+    if (in.any_soft(i, kStaged)) {
+      soft(i);
+      continue;
+    }
+    Vec<T> e[kStaged];
+    for (int k = 0; k < kStaged; ++k) e[k] = decision_exp(load(in.logits + i + k * W));
+    hard(e, i);
+  }
+  return i;
+}
 
 template <class T, class LossOf>
 struct SigmoidBlock {
   using S = Compute<T>;
   using V = Vec<T>;
 
-  const SigmoidParams& params;
+  const SigmoidInput<T> in;
   const LossOf loss_of;
+  const ClassBalance<S> balance_of;
   const S scale;
-  const S alpha = S(params.alpha);
-  const bool balanced = params.alpha >= 0;
-  T* const grad = static_cast<T*>(params.grad);
-  S* const loss = params.reduction == Reduction::none ? static_cast<S*>(params.loss) : nullptr;
-  // Where grad is aligned, so are all whole vectors: blocks are multiples of one.
-  const bool streaming = streams(grad, params.input, params.N, params.dtype) && is_vector_aligned(grad);
+  T* const grad;
+  S* const loss;  // where reduction is none
+  const bool streaming;
 
-  // Writes loss and gradient of count decisions from i on; returns their losses.
+  // Where grad is aligned, so are all whole vectors: blocks are multiples of one.
+  FASTLOSS_LANE_FN SigmoidBlock(const SigmoidParams& params, double gradient_scale, LossOf loss)
+      : in(params),
+        loss_of(loss),
+        balance_of(params.alpha),
+        scale(S(gradient_scale)),
+        grad(static_cast<T*>(params.grad)),
+        loss(params.reduction == Reduction::none ? static_cast<S*>(params.loss) : nullptr),
+        streaming(streams(grad, params.input, params.N, params.dtype) && is_vector_aligned(grad)) {}
+
+  // Writes loss and gradient of count decisions from i on; returns their losses. soft: a target may be neither 0 nor 1.
   template <bool all>
-  FASTLOSS_LANE_FN V some(int64_t i, int count) const {
-    SigmoidLoad<T, all> in(params, i, count);
-    ValueSlope<V> f = loss_of(in.decision(), in.target, in.soft);
-    if (balanced) {
-      V balance = class_balance(in.target, alpha);
-      f = {balance * f.value, balance * f.slope};
-    }
-    V value = f.value, slope = f.slope * scale;
+  FASTLOSS_LANE_FN V write(const SigmoidLoad<T, all>& decisions, V e, int64_t i, int count, bool soft) const {
+    ValueSlope<V> f = loss_of(decisions.decision(e, soft), decisions.target, soft);
+    V balance = balance_of(decisions.target);
+    V value = balance * f.value, slope = f.slope * (balance * scale);
     if constexpr (!all) {
-      value = select(in.valid, value, V{});
-      slope = select(in.valid, slope, V{});
+      value = select(decisions.valid, value, V{});
+      slope = select(decisions.valid, slope, V{});
     }
     if (count < W) {
       if (loss) store_first(loss + i, value, count);
@@ -90,12 +148,27 @@ struct SigmoidBlock {
     return value;
   }
 
-  double run(int64_t begin, int64_t end) const {
+  // Any decisions. Apart from the loop over hard targets, which needs the registers.
+  __attribute__((noinline)) static V write_any(SigmoidBlock block, int64_t i, int count) {
+    const SigmoidLoad<T, false> decisions(block.in, i, count);
+    return block.write(decisions, decision_exp(decisions.logits), i, count, true);
+  }
+
+  FASTLOSS_LANE_FN double run(int64_t begin, int64_t end) const {
     Sum sum;
-    int64_t i = begin;
-    // Two vectors are added before they become doubles.
-    for (; !params.mask && i + 2 * W <= end; i += 2 * W) sum.add(some<true>(i, W) + some<true>(i + W, W));
-    for (; i < end; i += W) sum.add(some<false>(i, int(std::min<int64_t>(end - i, W))));
+    auto hard = [&](const V* e, int64_t i) FASTLOSS_LAMBDA {
+      for (int k = 0; k < kStaged; k += 2, i += 2 * W) {  // two vectors are added before they become doubles
+        const SigmoidLoad<T, true> first(in, i, W), second(in, i + W, W);
+        V loss_of_first = write(first, e[k], i, W, false);
+        sum.add(loss_of_first + write(second, e[k + 1], i + W, W, false));
+      }
+    };
+    auto soft = [&](int64_t i) FASTLOSS_LAMBDA {
+      for (int k = 0; k < kStaged; k += 2, i += 2 * W) sum.add(write_any(*this, i, W) + write_any(*this, i + W, W));
+    };
+    for (int64_t i = for_each_stage(in, begin, end, hard, soft); i < end; i += W) {
+      sum.add(write_any(*this, i, int(std::min<int64_t>(end - i, W))));
+    }
     finish_streaming();
     return sum.total();
   }
@@ -106,10 +179,11 @@ inline double sigmoid_block_of(const SigmoidParams& params, double scale, int64_
   using S = Compute<T>;
   if (params.kind == Loss::ghmc) {
     const BinWeights<S> beta_of(params.bin_weight, params.ghm.bins);
-    return SigmoidBlock<T, SigmoidGhmcLoss<S>>{params, {beta_of}, S(scale)}.run(begin, end);
+    return SigmoidBlock<T, SigmoidGhmcLoss<S>>(params, scale, {beta_of}).run(begin, end);
   }
-  if (params.gamma == 0) return SigmoidBlock<T, SigmoidCrossEntropy>{params, {}, S(scale)}.run(begin, end);
-  return SigmoidBlock<T, SigmoidFocal<S>>{params, {{S(params.gamma)}}, S(scale)}.run(begin, end);
+  if (params.gamma == 0) return SigmoidBlock<T, SigmoidCrossEntropy>(params, scale, {}).run(begin, end);
+  if (params.gamma == 2) return SigmoidBlock<T, SigmoidFocal<Focal<S, 2>>>(params, scale, {}).run(begin, end);
+  return SigmoidBlock<T, SigmoidFocal<Focal<S>>>(params, scale, {{S(params.gamma)}}).run(begin, end);
 }
 
 // Loss and gradient of decisions [begin, end); the sum of their losses.
@@ -128,29 +202,39 @@ double sigmoid_block(const SigmoidParams& params, double scale, int64_t begin, i
 }
 
 template <class T>
-inline void sigmoid_histogram_of(const SigmoidParams& params, int64_t begin, int64_t end, const LaneCounts& counts) {
-  for (int64_t i = begin; i < end; i += W) {
-    SigmoidLoad<T, false> in(params, i, int(std::min<int64_t>(end - i, W)));
-    counts.add(ghm_bin(gradient_norm(in.decision(), in.target), Compute<T>(params.ghm.bins)), in.valid);
+inline void sigmoid_histogram_of(const SigmoidParams& params, int64_t begin, int64_t end, int64_t* counts) {
+  const SigmoidInput<T> in(params);
+  const Compute<T> bins = params.ghm.bins;
+  BinCounts bin_counts(params.ghm.bins, counts);
+  auto count = [&](const auto& decisions, auto e, bool soft) FASTLOSS_LAMBDA {
+    bin_counts.add(ghm_bin(gradient_norm(decisions.decision(e, soft), decisions.target, soft), bins), decisions.valid);
+  };
+  auto hard = [&](const Vec<T>* e, int64_t i) FASTLOSS_LAMBDA {
+    for (int k = 0; k < kStaged; ++k) count(SigmoidLoad<T, true>(in, i + k * W, W), e[k], false);
+  };
+  auto any = [&](int64_t i, int n) FASTLOSS_LAMBDA {
+    const SigmoidLoad<T, false> decisions(in, i, n);
+    count(decisions, decision_exp(decisions.logits), true);
+  };
+  auto soft = [&](int64_t i) FASTLOSS_LAMBDA {
+    for (int k = 0; k < kStaged; ++k) any(i + k * W, W);
+  };
+  for (int64_t i = for_each_stage(in, begin, end, hard, soft); i < end; i += W) {
+    any(i, int(std::min<int64_t>(end - i, W)));
   }
+  bin_counts.finish();
 }
 
 // Adds the gradient norms of decisions [begin, end) to counts [bins].
 void sigmoid_histogram_block(const SigmoidParams& params, int64_t begin, int64_t end, int64_t* counts) {
-  const LaneCounts lane_counts(params.ghm.bins);
   switch (params.dtype) {
     case DType::float32:
-      sigmoid_histogram_of<float>(params, begin, end, lane_counts);
-      break;
+      return sigmoid_histogram_of<float>(params, begin, end, counts);
     case DType::float64:
-      sigmoid_histogram_of<double>(params, begin, end, lane_counts);
-      break;
+      return sigmoid_histogram_of<double>(params, begin, end, counts);
     case DType::bfloat16:
-      sigmoid_histogram_of<bfloat16>(params, begin, end, lane_counts);
-      break;
+      return sigmoid_histogram_of<bfloat16>(params, begin, end, counts);
     case DType::float16:
-      sigmoid_histogram_of<float16>(params, begin, end, lane_counts);
-      break;
+      return sigmoid_histogram_of<float16>(params, begin, end, counts);
   }
-  lane_counts.add_to(counts);
 }

@@ -156,13 +156,6 @@ struct GhmcLoss {
 
 // ---- schedules
 
-template <class M>
-inline M lane_numbers() {
-  M numbers;
-  for (int lane = 0; lane < W; ++lane) numbers[lane] = lane;
-  return numbers;
-}
-
 // T is stored, S computed; smooths adds torch's label smoothing.
 template <class T, class LossOf, bool smooths>
 struct SoftmaxBlock {
@@ -526,6 +519,7 @@ inline double softmax_block_of(const SoftmaxParams& params, const SoftmaxScale& 
       }
       return SoftmaxBlock<T, CrossEntropy, false>(params, scale, {}).run(begin, end);
     case Loss::focal:
+      if (params.gamma == 2) return SoftmaxBlock<T, Focal<S, 2>, false>(params, scale, {}).run(begin, end);
       return SoftmaxBlock<T, Focal<S>, false>(params, scale, {S(params.gamma)}).run(begin, end);
     case Loss::ghmc: {
       const BinWeights<S> beta_of(params.bin_weight, params.ghm.bins);
@@ -602,8 +596,7 @@ inline double reweight_block_of(const SoftmaxParams& params, const void* nll, co
   Sum sum;
   for (int64_t position = begin; position < end; position += W) {
     int count = int(std::min<int64_t>(end - position, W));
-    M bin = M{} - 1;
-    for (int lane = 0; lane < count; ++lane) bin[lane] = bin_of[position + lane];
+    M bin = load_bins<M>(bin_of + position, count);
     M valid = bin >= 0;
     V beta = beta_of(bin & valid);
     V value = select(valid, beta * load_first(static_cast<const S*>(nll) + position, count), V{});
@@ -627,29 +620,28 @@ double reweight_block(const SoftmaxParams& params, const void* nll, const int32_
 
 template <class S>
 inline void nll_histogram_block_of(const SoftmaxParams& params, const void* nll, int64_t begin, int64_t end,
-                                   int32_t* bin_of, const LaneCounts& counts) {
+                                   int32_t* bin_of, int64_t* counts) {
   using V = typename VectorOf<S>::V;
   using M = typename VectorOf<S>::M;
+  BinCounts bin_counts(params.ghm.bins, counts);
   for (int64_t position = begin; position < end; position += W) {
     int count = int(std::min<int64_t>(end - position, W));
     V x = load_first(static_cast<const S*>(nll) + position, count);
     M valid = load_targets<M>(params, position, count) != -1;
     M bin = ghm_bin(one_minus_p(x, exp(-x)), S(params.ghm.bins));
-    counts.add(bin, valid);
-    bin |= ~valid;  // -1
-    for (int lane = 0; lane < count; ++lane) bin_of[position + lane] = int32_t(bin[lane]);
+    bin_counts.add(bin, valid);
+    store_bins(bin_of + position, bin | ~valid, count);  // -1 where ignored
   }
+  bin_counts.finish();
 }
 
 // The bins of decisions [begin, end), given cross entropy's losses nll [N]: bin_of [N], -1 where ignored. Adds their
 // numbers to counts [bins].
 void nll_histogram_block(const SoftmaxParams& params, const void* nll, int64_t begin, int64_t end, int32_t* bin_of,
                          int64_t* counts) {
-  const LaneCounts lane_counts(params.ghm.bins);
   if (params.dtype == DType::float64) {
-    nll_histogram_block_of<double>(params, nll, begin, end, bin_of, lane_counts);
+    nll_histogram_block_of<double>(params, nll, begin, end, bin_of, counts);
   } else {
-    nll_histogram_block_of<float>(params, nll, begin, end, bin_of, lane_counts);
+    nll_histogram_block_of<float>(params, nll, begin, end, bin_of, counts);
   }
-  lane_counts.add_to(counts);
 }

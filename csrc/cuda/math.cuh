@@ -23,17 +23,7 @@ __device__ __forceinline__ float exp_nonpositive(float x) {
 }
 __device__ __noinline__ inline double exp_nonpositive(double x) { return exp(x); }
 
-// log(1 + e) for e in [0, 1]. float: 2.1 ULP.
-__device__ __forceinline__ float log1p_unit(float e) {
-  float y = 0.005384021f * e - 0.030110803f;
-  y = y * e + 0.07921048f;
-  y = y * e - 0.137466f;
-  y = y * e + 0.19145106f;
-  y = y * e - 0.24852943f;
-  y = y * e + 0.33320343f;
-  y = y * e - 0.49999553f;
-  return (y * e + 1) * e;
-}
+// In float it is in losses.h.
 __device__ __noinline__ inline double log1p_unit(double e) { return log1p(e); }
 
 }  // namespace fastloss

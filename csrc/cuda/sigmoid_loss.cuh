@@ -79,7 +79,9 @@ struct SigmoidRun {
   }
 
   __device__ bool soft(int k) const { return target[k] != 0 && target[k] != 1; }
-  __device__ Decision<S> decision(int k) const { return decide(logits[k], target[k], soft(k)); }
+  __device__ Decision<S> decision(int k) const {
+    return decide(logits[k], decision_exp(logits[k]), target[k], soft(k));
+  }
 };
 
 // Calls each(SigmoidRun, index of its first decision) for all decisions, spread over the grid.
@@ -101,7 +103,7 @@ struct SigmoidGhmcLoss {
   BinWeights<S> bin_weights;
   __device__ void stage() const { bin_weights.stage(); }
   __device__ ValueSlope<S> operator()(const Decision<S>& d, S target, bool soft) const {
-    S beta = bin_weights.of(gradient_norm(d, target));
+    S beta = bin_weights.of(gradient_norm(d, target, soft));
     ValueSlope<S> f = SigmoidCrossEntropy{}(d, target, soft);
     return {beta * f.value, beta * f.slope};
   }
@@ -123,7 +125,7 @@ __global__ void __launch_bounds__(kSigmoidThreads, kSigmoidBlocks<T>)
   using S = Compute<T>;
   const SigmoidParams& params = launch.params;
   const S scale = S(params.grad_scale / sigmoid_denominator(launch));
-  const S alpha = S(params.alpha);
+  const ClassBalance<S> balance_of(params.alpha);
   const bool stores_loss = params.reduction == Reduction::none;
   double sum = 0;
   stage_loss(loss_of);
@@ -135,12 +137,9 @@ __global__ void __launch_bounds__(kSigmoidThreads, kSigmoidBlocks<T>)
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       ValueSlope<S> f = loss_of(in.decision(k), in.target[k], in.soft(k));
-      if (alpha >= 0) {
-        S balance = class_balance(in.target[k], alpha);
-        f = {balance * f.value, balance * f.slope};
-      }
-      loss.at[k] = in.valid[k] ? f.value : S(0);
-      grad.at[k] = to_storage<T>(in.valid[k] ? f.slope * scale : S(0));
+      S balance = balance_of(in.target[k]);
+      loss.at[k] = in.valid[k] ? balance * f.value : S(0);
+      grad.at[k] = to_storage<T>(in.valid[k] ? balance * f.slope * scale : S(0));
       run_sum += loss.at[k];
     }
     sum += double(run_sum);
@@ -164,7 +163,7 @@ __global__ void __launch_bounds__(kSigmoidThreads, kSigmoidBlocks<T>)
     constexpr int K = sizeof(in.logits) / sizeof(Compute<T>);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      if (in.valid[k]) histogram.add(ghm_bin(gradient_norm(in.decision(k), in.target[k]), state.bins));
+      if (in.valid[k]) histogram.add(ghm_bin(gradient_norm(in.decision(k), in.target[k], in.soft(k)), state.bins));
     }
   });
   histogram.flush();
@@ -212,7 +211,7 @@ cudaError_t launch_sigmoid_of(SigmoidLaunch launch, cudaStream_t stream) {
     return launch_sigmoid_kernel<T>(launch, loss_of, blocks, stream);
   }
   if (params.gamma == 0) return launch_sigmoid_kernel<T>(launch, SigmoidCrossEntropy{}, blocks, stream);
-  return launch_sigmoid_kernel<T>(launch, SigmoidFocal<S>{{S(params.gamma)}}, blocks, stream);
+  return launch_sigmoid_kernel<T>(launch, SigmoidFocal<Focal<S>>{{S(params.gamma)}}, blocks, stream);
 }
 
 // Writes loss, grad (if any) and, for GHM-C, bin_weight and the running statistics.
