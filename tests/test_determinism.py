@@ -55,7 +55,7 @@ def test_rows_do_not_depend_on_their_neighbours():
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_large_gradient(loss):
-    """Over 24 MB a gradient goes past the caches, unless it is written over the logits: the bits are the same."""
+    """A large gradient goes past the caches, unless it is written over the logits: the bits are the same."""
     name, options, *_ = LOSSES[loss]
     function = getattr(fastloss, name)
     if loss.startswith("sigmoid"):

@@ -25,8 +25,8 @@ struct Isa {
   const char* name;
   decltype(&baseline::scan_targets) scan_targets;
   decltype(&baseline::softmax_block) softmax_block;
-  decltype(&baseline::nll_histogram_block) nll_histogram_block;
-  decltype(&baseline::reweight_block) reweight_block;
+  decltype(&baseline::ghmc_histogram_block) ghmc_histogram_block;
+  decltype(&baseline::ghmc_block) ghmc_block;
   decltype(&baseline::sigmoid_block) sigmoid_block;
   decltype(&baseline::sigmoid_histogram_block) sigmoid_histogram_block;
 };
@@ -35,8 +35,8 @@ struct Isa {
   {name,                        \
    isa::scan_targets,           \
    isa::softmax_block,          \
-   isa::nll_histogram_block,    \
-   isa::reweight_block,         \
+   isa::ghmc_histogram_block,   \
+   isa::ghmc_block,             \
    isa::sigmoid_block,          \
    isa::sigmoid_histogram_block}
 
@@ -162,29 +162,36 @@ struct SharedCounts {
   }
 };
 
-// The nll of every decision, its bin and the bins' counts; in grad, unless it is null, cross entropy's gradient.
-struct Nll {
-  std::unique_ptr<double[]> values;   // [N] in the compute type
-  std::unique_ptr<int32_t[]> bin_of;  // [N], -1: ignored
+// GHM-C's first pass: what it finds of every decision, and the bins' counts. In grad, where the second pass only has to
+// multiply it, cross entropy's gradient.
+struct FirstPass {
+  std::unique_ptr<double[]> values;  // [3, N] in the compute type
+  std::unique_ptr<int32_t[]> bins;   // [N]
+  GhmcDecisions found;
   SharedCounts histogram;
 
-  Nll(SoftmaxParams params, void* grad)
-      : values(new double[params.dtype == DType::float64 ? params.N : (params.N + 1) / 2]),
-        bin_of(new int32_t[params.N]),
+  explicit FirstPass(SoftmaxParams params)
+      : values(new double[params.dtype == DType::float64 ? 3 * params.N : (3 * params.N + 1) / 2]),
+        bins(new int32_t[params.N]),
         histogram(params.ghm.bins) {
+    const bool computes_anew = params.grad && !multiplies_gradient(params);
+    auto row = [&](int64_t i) {
+      return reinterpret_cast<char*>(values.get()) + i * params.N * (params.dtype == DType::float64 ? 8 : 4);
+    };
+    found = {row(0), computes_anew ? row(1) : nullptr, computes_anew ? row(2) : nullptr, bins.get()};
     params.kind = Loss::cross_entropy;
     params.reduction = Reduction::none;
-    params.loss = values.get();
-    params.grad = grad;
+    params.loss = found.nll;
+    if (computes_anew) params.grad = nullptr;
     const int64_t block_size = softmax_block_size(params);
     for_each_range(params.N, block_size, [&](int64_t first, int64_t last) {
       for (int64_t block = first; block < last; ++block) {
         int64_t begin = block * block_size;
-        isa().softmax_block(params, {1.0, 0}, begin, std::min(begin + block_size, params.N));
+        isa().softmax_block(params, {1.0, 0}, &found, begin, std::min(begin + block_size, params.N));
       }
       histogram.add([&](int64_t* counts) {
         int64_t begin = first * block_size, end = std::min(last * block_size, params.N);
-        isa().nll_histogram_block(params, values.get(), begin, end, bin_of.get(), counts);
+        isa().ghmc_histogram_block(params, found, begin, end, counts);
       });
     });
   }
@@ -211,14 +218,12 @@ struct Cpu {
     if (params.grad != params.input) prefer_huge_pages(params.grad, params.N * params.C * size_of(params.dtype));
     SoftmaxScale scale{params.grad_scale / denominator, 0};
     if (params.kind == Loss::ghmc) {
-      Nll nll(params, reweights(params) ? params.grad : nullptr);
-      write_bin_weights(params.ghm, nll.histogram.counts, params.bin_weight);
-      if (!params.grad || reweights(params)) {
-        double sum = sum_of_blocks(params.N, softmax_block_size(params), [&](int64_t begin, int64_t end) {
-          return isa().reweight_block(params, nll.values.get(), nll.bin_of.get(), scale.gradient, begin, end);
-        });
-        return write_loss(params, sum / denominator);
-      }
+      const FirstPass first(params);
+      write_bin_weights(params.ghm, first.histogram.counts, params.bin_weight);
+      double sum = sum_of_blocks(params.N, softmax_block_size(params), [&](int64_t begin, int64_t end) {
+        return isa().ghmc_block(params, first.found, scale.gradient, begin, end);
+      });
+      return write_loss(params, sum / denominator);
     }
     for (int64_t c = 0; params.label_smoothing > 0 && c < params.C; ++c) {
       scale.class_weights += !params.weight                   ? 1
@@ -226,15 +231,15 @@ struct Cpu {
                                                               : static_cast<const float*>(params.weight)[c];
     }
     double sum = sum_of_blocks(params.N, softmax_block_size(params), [&](int64_t begin, int64_t end) {
-      return isa().softmax_block(params, scale, begin, end);
+      return isa().softmax_block(params, scale, nullptr, begin, end);
     });
     write_loss(params, sum / denominator);
   }
 
   static void softmax_histogram(const SoftmaxParams& params, const Tensor& /*input*/, int64_t* counts) {
     check_targets(params);
-    const Nll nll(params, nullptr);
-    std::copy(nll.histogram.counts.begin(), nll.histogram.counts.end(), counts);
+    const FirstPass first(params);
+    std::copy(first.histogram.counts.begin(), first.histogram.counts.end(), counts);
   }
 
   static void sigmoid_loss(const SigmoidParams& params, const Tensor& /*input*/) {

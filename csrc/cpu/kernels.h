@@ -16,21 +16,27 @@ struct SoftmaxScale {
   double class_weights;  // sum_k w_k, for label smoothing
 };
 
+// What GHM-C's first pass finds of each decision [N], for the second; the numbers in the compute type.
+struct GhmcDecisions {
+  void* nll;
+  void* max;     // the largest logit,
+  void* sum;     // and sum_k exp(x_k - max): the second pass computes the gradient from them. Null: it is there already
+  int32_t* bin;  // -1: ignored
+};
+
 struct TargetSum {
   double weight;         // of the decisions that are not ignored; their number where there are no weights
   int64_t out_of_range;  // the first position whose target is neither a class nor ignore_index, or -1
 };
 
-#define FASTLOSS_DECLARE_ISA(isa)                                                                              \
-  namespace isa {                                                                                              \
-  TargetSum scan_targets(const SoftmaxParams&, int64_t begin, int64_t end);                                    \
-  double softmax_block(const SoftmaxParams&, const SoftmaxScale&, int64_t begin, int64_t end);                 \
-  void nll_histogram_block(const SoftmaxParams&, const void* nll, int64_t begin, int64_t end, int32_t* bin_of, \
-                           int64_t* counts);                                                                   \
-  double reweight_block(const SoftmaxParams&, const void* nll, const int32_t* bin_of, double gradient_scale,   \
-                        int64_t begin, int64_t end);                                                           \
-  double sigmoid_block(const SigmoidParams&, double gradient_scale, int64_t begin, int64_t end);               \
-  void sigmoid_histogram_block(const SigmoidParams&, int64_t begin, int64_t end, int64_t* counts);             \
+#define FASTLOSS_DECLARE_ISA(isa)                                                                                     \
+  namespace isa {                                                                                                     \
+  TargetSum scan_targets(const SoftmaxParams&, int64_t begin, int64_t end);                                           \
+  double softmax_block(const SoftmaxParams&, const SoftmaxScale&, const GhmcDecisions*, int64_t begin, int64_t end);  \
+  void ghmc_histogram_block(const SoftmaxParams&, const GhmcDecisions&, int64_t begin, int64_t end, int64_t* counts); \
+  double ghmc_block(const SoftmaxParams&, const GhmcDecisions&, double gradient_scale, int64_t begin, int64_t end);   \
+  double sigmoid_block(const SigmoidParams&, double gradient_scale, int64_t begin, int64_t end);                      \
+  void sigmoid_histogram_block(const SigmoidParams&, int64_t begin, int64_t end, int64_t* counts);                    \
   }
 FASTLOSS_DECLARE_ISA(baseline)
 FASTLOSS_DECLARE_ISA(avx2)
@@ -43,15 +49,21 @@ inline bool runs_rows(const SoftmaxParams& params) {
 }
 
 // A gradient too large for the caches, and not in them for being the logits' own memory.
-inline bool streams(const void* grad, const void* input, int64_t logits, DType dtype) {
-  return grad != input && logits * size_of(dtype) >= 24 << 20;
+inline bool streams(const void* grad, const void* input, int64_t logits, DType dtype, int64_t large = 24 << 20) {
+  return grad != input && logits * size_of(dtype) >= large;
 }
 
-// GHM-C's gradient is cross entropy's, written first and multiplied by beta while it is in cache. Larger ones come from
-// a second pass over the logits, which moves less, and half-precision ones too, which would be rounded twice.
-inline bool reweights(const SoftmaxParams& params) {
-  return params.grad && (params.dtype == DType::float32 || params.dtype == DType::float64) &&
-         params.N * params.C <= int64_t(1) << 21;
+// Where the class dimension is strided, every line that is not streamed is read from far away first: it pays earlier.
+inline bool streams(const SoftmaxParams& params) {
+  return streams(params.grad, params.input, params.N * params.C, params.dtype, (runs_rows(params) ? 24 : 8) << 20);
+}
+
+// Short rows of GHM-C's gradient are cross entropy's, written first and multiplied by beta while they are in cache.
+// Others are computed anew from the logits: large ones, as that moves less; in half precision, as they would be rounded
+// twice; long rows and a strided class dimension, where it is as fast.
+inline bool multiplies_gradient(const SoftmaxParams& params) {
+  return (params.dtype == DType::float32 || params.dtype == DType::float64) && params.layout.class_stride == 1 &&
+         params.layout.grad_class_stride == 1 && !runs_rows(params) && params.N * params.C <= int64_t(1) << 21;
 }
 
 // Decisions in a block, the unit of work and of summation: 4096 to 65536 logits, in whole tiles of the widest vectors.

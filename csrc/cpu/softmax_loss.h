@@ -143,16 +143,88 @@ inline void store_strided(T* grad, const Layout& layout, const Tile& first, int 
   }
 }
 
-// GHM-C as a functor; the others are in losses.h.
-template <class S>
-struct GhmcLoss {
-  const BinWeights<S>& beta_of;
-  template <class V>
-  FASTLOSS_LANE_FN ValueSlope<V> operator()(V nll, V /*p*/, V q) const {
-    V beta = beta_of(ghm_bin(q, ScalarOf<V>(beta_of.bins)));
-    return {beta * nll, beta};
-  }
+// The logits that follow, fetched while these are computed: a cache line a class. Where they lie otherwise, or past the
+// end, a prefetch does nothing.
+template <class T>
+struct Next {
+  const T* x;
+  int64_t tile_step, class_step;
 };
+
+// How many tiles are finished together: while one waits for its logarithms and divisions, the others compute theirs.
+constexpr int kTogether = 4;
+
+// Walks decisions [begin, end) some tiles at a time. fuse(staged, tiles, position, next) finds their logits in
+// staged [tiles, C], of W decisions each, and leaves their gradients there.
+template <class T, class Fuse>
+inline void for_each_tiles(const SoftmaxParams& params, bool streaming, int64_t begin, int64_t end, Fuse fuse) {
+  using V = Vec<T>;
+  const int64_t C = params.C;
+  const T* input = static_cast<const T*>(params.input);
+  T* grad = static_cast<T*>(params.grad);
+  const Layout& layout = params.layout;
+  const int inner = layout.ndim - 1;
+  const int64_t tile_size = C * int64_t(sizeof(V));
+  // Those with a strided class dimension are staged in half of an L2 cache, others in a part of the L1 cache.
+  const bool strided = layout.stride[inner] == 1 && (!grad || layout.grad_stride[inner] == 1);
+  const int most_strided = strided ? int(std::clamp<int64_t>(262144 / tile_size, 1, 16)) : 1;
+  const int together = int(std::clamp<int64_t>(8192 / tile_size, 1, kTogether));
+  std::unique_ptr<V[]> staged(new V[C * std::max(most_strided, together)]);
+  Positions positions(layout, begin);
+  for (int64_t position = begin; position < end;) {
+    int64_t run = std::min(positions.run(), end - position) / W;
+    if (most_strided > 1 && run > 0) {
+      int tiles = int(std::min<int64_t>(run, most_strided));
+      Tile first;
+      first.take(positions, W);
+      positions.advance((tiles - 1) * W);
+      load_strided(input, layout, first, tiles, C, staged.get());
+      for (int i = 0; i < tiles; i += together) {
+        Next<T> next = {input + first.input[0] + (tiles + i) * W, W, layout.class_stride};
+        fuse(staged.get() + i * C, std::min(together, tiles - i), position + i * W, next);
+      }
+      if (grad) store_strided(grad, layout, first, tiles, C, staged.get(), streaming);
+      position += tiles * W;
+    } else {
+      int tiles = int(std::min<int64_t>((end - position + W - 1) / W, together));
+      Tile where[kTogether];
+      for (int i = 0; i < tiles; ++i) {
+        where[i].take(positions, int(std::min<int64_t>(end - position - i * W, W)));
+        load_tile(input, layout, where[i], C, staged.get() + i * C);
+      }
+      Next<T> next = {input + where[0].input[0] + tiles * W * where[0].input_step, W * where[0].input_step, W};
+      fuse(staged.get(), tiles, position, next);
+      for (int i = 0; grad && i < tiles; ++i) store_tile(grad, layout, where[i], C, staged.get() + i * C);
+      position += tiles * W;
+    }
+  }
+  finish_streaming();
+}
+
+// A row's gradient from class `from` on, in whole vectors, and what lies before and after them. A streamed row has its
+// whole vectors from `first` on, where it is aligned; gradient_at(c, count) is that of count classes from c on.
+template <class T, class GradientAt>
+FASTLOSS_LANE_FN void write_row(T* grad, int64_t C, bool streams, int64_t first, int64_t from, GradientAt gradient_at) {
+  const int64_t end = first + (C - first) / W * W;
+  for (int64_t c = from; c < end; c += W) {
+    Vec<T> g = gradient_at(c, W);  // once: compiled twice, its roundings could differ
+    if (streams) {
+      store_streaming(grad + c, g);
+    } else {
+      store(grad + c, g);
+    }
+  }
+  if (first) store_first(grad, gradient_at(int64_t(0), int(first)), int(first));
+  if (end < C) store_first(grad + end, gradient_at(end, int(C - end)), int(C - end));
+}
+
+// The first class from which on a row can be streamed in whole vectors; W: none, for lying between two elements.
+template <class T>
+FASTLOSS_LANE_FN int64_t first_aligned(const T* grad) {
+  int64_t first = 0;
+  while (first < W && !is_vector_aligned(grad + first)) ++first;
+  return first;
+}
 
 // ---- schedules
 
@@ -185,6 +257,8 @@ struct SoftmaxBlock {
   const S* weight = static_cast<const S*>(params.weight);  // [C] or null
   const T* input = static_cast<const T*>(params.input);
   T* grad = static_cast<T*>(params.grad);
+  S* max_of = nullptr;  // [N] where GHM-C's second pass wants them
+  S* sum_of = nullptr;  // [N]
   const bool streaming;
 
   SoftmaxBlock(const SoftmaxParams& p, const SoftmaxScale& s, LossOf loss)
@@ -193,7 +267,7 @@ struct SoftmaxBlock {
         scale(S(s.gradient)),
         class_weights(S(s.class_weights)),
         smooth(S(p.label_smoothing / double(p.C))),
-        streaming(streams(p.grad, p.input, p.N * p.C, p.dtype)) {}
+        streaming(streams(p)) {}
 
   int64_t target_of(int64_t position) const {
     return params.target_is_int64 ? static_cast<const int64_t*>(params.target)[position]
@@ -236,54 +310,13 @@ struct SoftmaxBlock {
   }
 
   double tiles(int64_t begin, int64_t end) const {
-    const int64_t C = params.C;
-    const int most_strided = strided_tiles(), together = tiles_together();
-    std::unique_ptr<V[]> staged(new V[C * std::max(most_strided, together)]);  // [tiles, C] of W decisions
-    Positions positions(params.layout, begin);
     Sum sum;
-    for (int64_t position = begin; position < end;) {
-      int64_t run = std::min(positions.run(), end - position) / W;
-      if (most_strided > 1 && run > 0) {
-        int tiles = int(std::min<int64_t>(run, most_strided));
-        Tile first;
-        first.take(positions, W);
-        positions.advance((tiles - 1) * W);
-        load_strided(input, params.layout, first, tiles, C, staged.get());
-        for (int i = 0; i < tiles; i += together) {
-          Next next = {input + first.input[0] + (tiles + i) * W, W, params.layout.class_stride};
-          fuse(staged.get() + i * C, std::min(together, tiles - i), position + i * W, end, next, sum);
-        }
-        if (grad) store_strided(grad, params.layout, first, tiles, C, staged.get(), streaming);
-        position += tiles * W;
-      } else {
-        int tiles = int(std::min<int64_t>((end - position + W - 1) / W, together));
-        Tile where[kTogether];
-        for (int i = 0; i < tiles; ++i) {
-          where[i].take(positions, int(std::min<int64_t>(end - position - i * W, W)));
-          load_tile(input, params.layout, where[i], C, staged.get() + i * C);
-        }
-        Next next = {input + where[0].input[0] + tiles * W * where[0].input_step, W * where[0].input_step, W};
-        fuse(staged.get(), tiles, position, end, next, sum);
-        for (int i = 0; grad && i < tiles; ++i) store_tile(grad, params.layout, where[i], C, staged.get() + i * C);
-        position += tiles * W;
-      }
-    }
-    finish_streaming();
+    auto fused = [&](V* staged, int tiles, int64_t position, Next<T> next) {
+      fuse(staged, tiles, position, end, next, sum);
+    };
+    for_each_tiles<T>(params, streaming, begin, end, fused);
     return sum.total();
   }
-
-  // How many tiles with a strided class dimension are staged together, in half of an L2 cache; 1: it is not strided.
-  int strided_tiles() const {
-    const Layout& layout = params.layout;
-    int inner = layout.ndim - 1;
-    bool strided = layout.stride[inner] == 1 && (!grad || layout.grad_stride[inner] == 1);
-    return strided ? int(std::clamp<int64_t>(262144 / (params.C * int64_t(sizeof(V))), 1, 16)) : 1;
-  }
-
-  // How many tiles are finished together: while one waits for its logarithms and divisions, the others compute theirs.
-  // They stay in a part of the L1 cache.
-  static constexpr int kTogether = 4;
-  int tiles_together() const { return int(std::clamp<int64_t>(8192 / (params.C * int64_t(sizeof(V))), 1, kTogether)); }
 
   // What the pass over a tile's logits finds.
   struct TileSoftmax {
@@ -292,15 +325,8 @@ struct SoftmaxBlock {
     Softmax softmax;
   };
 
-  // The logits that follow, fetched while these are computed: a cache line a class. Where they lie otherwise, or past
-  // the end, a prefetch does nothing.
-  struct Next {
-    const T* x;
-    int64_t tile_step, class_step;
-  };
-
   // staged [tiles, C]: logits in, gradient out. Adds the losses to sum, or writes them where reduction is none.
-  void fuse(V* staged, int tiles, int64_t position, int64_t end, Next next, Sum& sum) const {
+  void fuse(V* staged, int tiles, int64_t position, int64_t end, Next<T> next, Sum& sum) const {
     const int64_t C = params.C;
     TileSoftmax found[kTogether];
     Gradient gradient[kTogether];
@@ -311,10 +337,13 @@ struct SoftmaxBlock {
     }
     for (int i = 0; i < tiles; ++i) {
       const TileSoftmax& tile = found[i];
+      const int64_t at = position + i * W;
+      const int count = int(std::min<int64_t>(end - at, W));
       V value = finish(tile.softmax, weights_of(tile.target, tile.valid), tile.valid, gradient[i]);
-      if (params.reduction == Reduction::none) {
-        int64_t at = position + i * W;
-        store_first(static_cast<S*>(params.loss) + at, value, int(std::min<int64_t>(end - at, W)));
+      if (params.reduction == Reduction::none) store_first(static_cast<S*>(params.loss) + at, value, count);
+      if (max_of) {
+        store_first(max_of + at, tile.softmax.max, count);
+        store_first(sum_of + at, tile.softmax.sum, count);
       }
       sum.add(value);
     }
@@ -324,7 +353,7 @@ struct SoftmaxBlock {
   }
 
   // staged [C]: logits in, exponentials out, and 0 where all decisions are ignored.
-  TileSoftmax exponentials(V* staged, int64_t position, int count, const Next& next) const {
+  TileSoftmax exponentials(V* staged, int64_t position, int count, const Next<T>& next) const {
     const int32_t C = int32_t(params.C);
     M target = load_targets<M>(params, position, count);
     M valid = target != M{} - 1;
@@ -395,11 +424,15 @@ struct SoftmaxBlock {
       row.staged = staged.get() + (previous.staged == staged.get() ? pitch : 0);
       S value = 0;
       if (row.target != params.ignore_index) {
-        while (streaming && row.first < W && !is_vector_aligned(row.grad + row.first)) ++row.first;
-        row.streams = streaming && row.first < W;
+        row.first = streaming ? first_aligned(row.grad) % W : 0;
+        row.streams = streaming && is_vector_aligned(row.grad + row.first);
         Softmax softmax = row_softmax(row, previous, next);
         // One decision in the first lane: the vectors' log, exp and pow serve for scalars too.
         value = finish(softmax, V{} + weight_of(row.target), lane_numbers<M>() == 0, row.gradient)[0];
+        if (max_of) {
+          max_of[position] = softmax.max[0];
+          sum_of[position] = softmax.sum[0];
+        }
         previous = row;
       } else if (row.grad) {
         memset(row.grad, 0, C * sizeof(T));
@@ -436,7 +469,7 @@ struct SoftmaxBlock {
       V shifted = logits - highest;
       V e = exp(shifted);
       into += e;
-      store(row.staged + at, e);
+      if (row.grad) store(row.staged + at, e);
       return shifted;
     };
     auto two_vectors = [&](int64_t at) {
@@ -494,154 +527,235 @@ struct SoftmaxBlock {
     }
   }
 
-  // Whole vectors of a row's gradient from class `from` on, and what lies before and after them.
   void write_gradient(const Row& row, int64_t from) const {
-    const int64_t C = params.C, end = row.vectors_end(C);
-    auto gradient = [&](int64_t at, int count) {
+    auto gradient = [&](int64_t at, int count) FASTLOSS_LAMBDA {
       M to_target = lane_numbers<M>() + ScalarOf<M>(at - row.target);
       return gradient_at(row, at, count, to_target, V{} + row.gradient.probability[0], V{} + row.gradient.onehot[0]);
     };
-    for (int64_t c = from; c < end; c += W) write_vector(row, c, gradient(c, W));
-    if (row.first) store_first(row.grad, gradient(0, int(row.first)), int(row.first));
-    if (end < C) store_first(row.grad + end, gradient(end, int(C - end)), int(C - end));
+    write_row(row.grad, params.C, row.streams, row.first, from, gradient);
   }
 
   V weights_at(int64_t c) const { return weight ? load(weight + c) : V{} + 1; }
 };
 
 template <class T>
-inline double softmax_block_of(const SoftmaxParams& params, const SoftmaxScale& scale, int64_t begin, int64_t end) {
+inline double softmax_block_of(const SoftmaxParams& params, const SoftmaxScale& scale, const GhmcDecisions* found,
+                               int64_t begin, int64_t end) {
   using S = Compute<T>;
-  switch (params.kind) {
-    case Loss::cross_entropy:
-      if (params.label_smoothing > 0) {
-        return SoftmaxBlock<T, CrossEntropy, true>(params, scale, {}).run(begin, end);
-      }
-      return SoftmaxBlock<T, CrossEntropy, false>(params, scale, {}).run(begin, end);
-    case Loss::focal:
-      if (params.gamma == 2) return SoftmaxBlock<T, Focal<S, 2>, false>(params, scale, {}).run(begin, end);
-      return SoftmaxBlock<T, Focal<S>, false>(params, scale, {S(params.gamma)}).run(begin, end);
-    case Loss::ghmc: {
-      const BinWeights<S> beta_of(params.bin_weight, params.ghm.bins);
-      return SoftmaxBlock<T, GhmcLoss<S>, false>(params, scale, {beta_of}).run(begin, end);
-    }
+  if (params.kind == Loss::focal) {
+    if (params.gamma == 2) return SoftmaxBlock<T, Focal<S, 2>, false>(params, scale, {}).run(begin, end);
+    return SoftmaxBlock<T, Focal<S>, false>(params, scale, {S(params.gamma)}).run(begin, end);
   }
-  return 0;
+  if (params.label_smoothing > 0) return SoftmaxBlock<T, CrossEntropy, true>(params, scale, {}).run(begin, end);
+  SoftmaxBlock<T, CrossEntropy, false> block(params, scale, {});
+  if (found) {
+    block.max_of = static_cast<S*>(found->max);
+    block.sum_of = static_cast<S*>(found->sum);
+  }
+  return block.run(begin, end);
 }
 
-// Loss and gradient of decisions [begin, end); the sum of their losses.
-double softmax_block(const SoftmaxParams& params, const SoftmaxScale& scale, int64_t begin, int64_t end) {
+// Loss and gradient of decisions [begin, end); the sum of their losses. Not GHM-C, whose first pass is cross entropy
+// and leaves in found, unless it is null, what the second pass needs.
+double softmax_block(const SoftmaxParams& params, const SoftmaxScale& scale, const GhmcDecisions* found, int64_t begin,
+                     int64_t end) {
   switch (params.dtype) {
     case DType::float32:
-      return softmax_block_of<float>(params, scale, begin, end);
+      return softmax_block_of<float>(params, scale, found, begin, end);
     case DType::float64:
-      return softmax_block_of<double>(params, scale, begin, end);
+      return softmax_block_of<double>(params, scale, found, begin, end);
     case DType::bfloat16:
-      return softmax_block_of<bfloat16>(params, scale, begin, end);
+      return softmax_block_of<bfloat16>(params, scale, found, begin, end);
     case DType::float16:
-      return softmax_block_of<float16>(params, scale, begin, end);
+      return softmax_block_of<float16>(params, scale, found, begin, end);
   }
   return 0;
 }
 
 // ---- GHM-C after cross entropy: its loss is beta * nll and its gradient beta times cross entropy's, so what is left
-// of a second pass are one factor a decision and a multiplication of the gradient while it is in cache.
+// of a second pass are one factor a decision and a multiplication of the gradient while it is in cache, or where that
+// is not done, one exponential a logit.
 
-// Multiplies the gradients of tiles, each decision's by its own factor.
+// Multiplies rows of a gradient, each by its own factor.
 template <class T>
-struct TileScale {
+struct RowScale {
   using V = Vec<T>;
   using M = typename VectorOf<Compute<T>>::M;
 
   T* grad;
-  const Layout& layout;
   const int64_t C;
   M row_of[W];  // of short rows without a gap, in whole vectors: which decision an element belongs to
 
-  TileScale(const SoftmaxParams& params) : grad(static_cast<T*>(params.grad)), layout(params.layout), C(params.C) {
+  RowScale(const SoftmaxParams& params) : grad(static_cast<T*>(params.grad)), C(params.C) {
     for (int64_t i = 0; C < W && i < C * W; ++i) row_of[i / W][i % W] = ScalarOf<M>(i / C);
   }
 
   void operator()(const Tile& tile, V factor) const {
-    T* first = grad + tile.grad[0];
-    const bool full = tile.count == W && tile.uniform;
-    const bool rows = layout.grad_class_stride == 1;
-    if (full && rows && C < W && tile.grad_step == C) {
+    if (tile.count == W && tile.uniform && C < W && tile.grad_step == C) {
+      T* first = grad + tile.grad[0];
       for (int64_t i = 0; i < C; ++i) store(first + i * W, load(first + i * W) * permute(factor, row_of[i]));
-    } else if (full && tile.grad_step == 1) {
-      for (int64_t c = 0; c < C; ++c) {
-        T* row = first + c * layout.grad_class_stride;
-        store(row, load(row) * factor);
-      }
-    } else {
-      for (int lane = 0; lane < tile.count; ++lane) {
-        T* row = grad + tile.grad_of(lane);
-        int64_t c = 0;
-        for (; rows && c + W <= C; c += W) store(row + c, load(row + c) * factor[lane]);
-        for (; c < C; ++c) row[c * layout.grad_class_stride] *= factor[lane];
-      }
+      return;
+    }
+    for (int lane = 0; lane < tile.count; ++lane) {
+      T* row = grad + tile.grad_of(lane);
+      int64_t c = 0;
+      for (; c + W <= C; c += W) store(row + c, load(row + c) * factor[lane]);
+      for (; c < C; ++c) row[c] *= factor[lane];
     }
   }
 };
 
 template <class T>
-inline double reweight_block_of(const SoftmaxParams& params, const void* nll, const int32_t* bin_of,
-                                double gradient_scale, int64_t begin, int64_t end) {
+struct GhmcBlock {
   using S = Compute<T>;
   using V = Vec<T>;
   using M = typename VectorOf<S>::M;
-  const BinWeights<S> beta_of(params.bin_weight, params.ghm.bins);
-  const TileScale<T> scale_tile(params);
-  Positions positions(params.layout, begin);
-  Sum sum;
-  for (int64_t position = begin; position < end; position += W) {
-    int count = int(std::min<int64_t>(end - position, W));
-    M bin = load_bins<M>(bin_of + position, count);
+
+  const SoftmaxParams& params;
+  const GhmcDecisions& found;
+  const S scale;  // of the gradient
+  const BinWeights<S> beta_of{params.bin_weight, params.ghm.bins};
+  const S* nll = static_cast<const S*>(found.nll);
+  const S* max_of = static_cast<const S*>(found.max);
+  const S* sum_of = static_cast<const S*>(found.sum);
+  const T* input = static_cast<const T*>(params.input);
+  T* grad = static_cast<T*>(params.grad);
+  const bool streaming = streams(params);
+
+  double run(int64_t begin, int64_t end) const {
+    Sum sum;
+    if (!grad) {
+      for (int64_t position = begin; position < end; position += W) weigh(position, end, sum);
+    } else if (!max_of) {
+      multiply(begin, end, sum);
+    } else if (runs_rows(params)) {
+      rows(begin, end, sum);
+    } else {
+      tiles(begin, end, sum);
+    }
+    return sum.total();
+  }
+
+  // Adds the losses of W decisions to sum, or writes them where reduction is none. Returns what cross entropy's
+  // gradient is to be multiplied by: beta and the scale, 0 where a decision is ignored.
+  V weigh(int64_t position, int64_t end, Sum& sum) const {
+    const int count = int(std::min<int64_t>(end - position, W));
+    M bin = load_bins<M>(found.bin + position, count);
     M valid = bin >= 0;
     V beta = beta_of(bin & valid);
-    V value = select(valid, beta * load_first(static_cast<const S*>(nll) + position, count), V{});
+    V value = select(valid, beta * load_first(nll + position, count), V{});
     if (params.reduction == Reduction::none) store_first(static_cast<S*>(params.loss) + position, value, count);
     sum.add(value);
-    if (!params.grad) continue;
-    Tile tile;
-    tile.take(positions, count);
-    scale_tile(tile, select(valid, beta * S(gradient_scale), V{}));
+    return select(valid, beta * scale, V{});
   }
-  return sum.total();
-}
 
-// GHM-C's loss and, unless grad is null, gradient of decisions [begin, end); the gradients there are cross entropy's.
-// Returns the sum of the losses.
-double reweight_block(const SoftmaxParams& params, const void* nll, const int32_t* bin_of, double gradient_scale,
-                      int64_t begin, int64_t end) {
-  return params.dtype == DType::float64 ? reweight_block_of<double>(params, nll, bin_of, gradient_scale, begin, end)
-                                        : reweight_block_of<float>(params, nll, bin_of, gradient_scale, begin, end);
+  void multiply(int64_t begin, int64_t end, Sum& sum) const {
+    if constexpr (std::is_same_v<T, S>) {  // half-precision gradients are not multiplied
+      const RowScale<T> scale_rows(params);
+      Positions positions(params.layout, begin);
+      for (int64_t position = begin; position < end; position += W) {
+        Tile tile;
+        tile.take(positions, int(std::min<int64_t>(end - position, W)));
+        scale_rows(tile, weigh(position, end, sum));
+      }
+    }
+  }
+
+  void tiles(int64_t begin, int64_t end, Sum& sum) const {
+    auto gradients = [&](V* staged, int tiles, int64_t position, Next<T> next) {
+      for (int i = 0; i < tiles; ++i, next.x += next.tile_step) {
+        tile_gradient(staged + i * params.C, position + i * W, end, next, sum);
+      }
+    };
+    for_each_tiles<T>(params, streaming, begin, end, gradients);
+  }
+
+  // staged [C]: logits in, gradient out.
+  void tile_gradient(V* staged, int64_t position, int64_t end, const Next<T>& next, Sum& sum) const {
+    const int32_t C = int32_t(params.C);
+    const int count = int(std::min<int64_t>(end - position, W));
+    const M target = load_targets<M>(params, position, count);
+    const M valid = target != M{} - 1;
+    const V onehot = weigh(position, end, sum);
+    const V largest = load_first(max_of + position, count);
+    const V probability = select(valid, onehot / load_first(sum_of + position, count), V{});
+    const bool ignores = any(~valid);
+    M c_lanes = {};
+    for (int32_t c = 0; c < C; ++c, c_lanes += 1) {
+      __builtin_prefetch(next.x + c * next.class_step, 0, 2);
+      V g = exp(staged[c] - largest) * probability - select(target == c_lanes, onehot, V{});
+      staged[c] = ignores ? select(valid, g, V{}) : g;  // whatever the logits: 0 * nan is not 0
+    }
+  }
+
+  void rows(int64_t begin, int64_t end, Sum& sum) const {
+    Positions positions(params.layout, begin);
+    V factor = {};
+    for (int64_t position = begin; position < end; ++position, positions.advance(1)) {
+      const int lane = int((position - begin) % W);
+      if (lane == 0) factor = weigh(position, end, sum);
+      row_gradient(input + positions.input, grad + positions.grad, position, factor[lane]);
+    }
+    finish_streaming();
+  }
+
+  void row_gradient(const T* x, T* row, int64_t position, S factor) const {
+    if (found.bin[position] < 0) {
+      memset(row, 0, params.C * sizeof(T));
+      return;
+    }
+    const int64_t target = params.target_is_int64 ? static_cast<const int64_t*>(params.target)[position]
+                                                  : static_cast<const int32_t*>(params.target)[position];
+    const V onehot = V{} + factor, probability = V{} + factor / sum_of[position], largest = V{} + max_of[position];
+    auto gradient = [&](int64_t c, int count) FASTLOSS_LAMBDA {
+      V logits = count == W ? load(x + c) : load_first(x + c, count);
+      M to_target = lane_numbers<M>() + ScalarOf<M>(c - target);
+      return exp(logits - largest) * probability - select(to_target == 0, onehot, V{});
+    };
+    const int64_t first = streaming ? first_aligned(row) % W : 0;
+    write_row(row, params.C, streaming && is_vector_aligned(row + first), first, first, gradient);
+  }
+};
+
+// GHM-C's loss and, unless grad is null, gradient of decisions [begin, end); the sum of the losses.
+double ghmc_block(const SoftmaxParams& params, const GhmcDecisions& found, double gradient_scale, int64_t begin,
+                  int64_t end) {
+  switch (params.dtype) {
+    case DType::float32:
+      return GhmcBlock<float>{params, found, float(gradient_scale)}.run(begin, end);
+    case DType::float64:
+      return GhmcBlock<double>{params, found, gradient_scale}.run(begin, end);
+    case DType::bfloat16:
+      return GhmcBlock<bfloat16>{params, found, float(gradient_scale)}.run(begin, end);
+    case DType::float16:
+      return GhmcBlock<float16>{params, found, float(gradient_scale)}.run(begin, end);
+  }
+  return 0;
 }
 
 template <class S>
-inline void nll_histogram_block_of(const SoftmaxParams& params, const void* nll, int64_t begin, int64_t end,
-                                   int32_t* bin_of, int64_t* counts) {
+inline void ghmc_histogram_block_of(const SoftmaxParams& params, const GhmcDecisions& found, int64_t begin, int64_t end,
+                                    int64_t* counts) {
   using V = typename VectorOf<S>::V;
   using M = typename VectorOf<S>::M;
   BinCounts bin_counts(params.ghm.bins, counts);
   for (int64_t position = begin; position < end; position += W) {
-    int count = int(std::min<int64_t>(end - position, W));
-    V x = load_first(static_cast<const S*>(nll) + position, count);
-    M valid = load_targets<M>(params, position, count) != -1;
-    M bin = ghm_bin(one_minus_p(x, exp(-x)), S(params.ghm.bins));
+    const int count = int(std::min<int64_t>(end - position, W));
+    const V nll = load_first(static_cast<const S*>(found.nll) + position, count);
+    const M valid = load_targets<M>(params, position, count) != -1;
+    const M bin = ghm_bin(one_minus_p(nll, exp(-nll)), S(params.ghm.bins));
     bin_counts.add(bin, valid);
-    store_bins(bin_of + position, bin | ~valid, count);  // -1 where ignored
+    store_bins(found.bin + position, bin | ~valid, count);  // -1 where ignored
   }
   bin_counts.finish();
 }
 
-// The bins of decisions [begin, end), given cross entropy's losses nll [N]: bin_of [N], -1 where ignored. Adds their
-// numbers to counts [bins].
-void nll_histogram_block(const SoftmaxParams& params, const void* nll, int64_t begin, int64_t end, int32_t* bin_of,
-                         int64_t* counts) {
+// The bins of decisions [begin, end), given their nll; adds their numbers to counts [bins].
+void ghmc_histogram_block(const SoftmaxParams& params, const GhmcDecisions& found, int64_t begin, int64_t end,
+                          int64_t* counts) {
   if (params.dtype == DType::float64) {
-    nll_histogram_block_of<double>(params, nll, begin, end, bin_of, counts);
+    ghmc_histogram_block_of<double>(params, found, begin, end, counts);
   } else {
-    nll_histogram_block_of<float>(params, nll, begin, end, bin_of, counts);
+    ghmc_histogram_block_of<float>(params, found, begin, end, counts);
   }
 }
