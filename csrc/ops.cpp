@@ -140,8 +140,18 @@ void check_range(const char* name, double value, double low, double high) {
   }
 }
 
-Tensor empty_like_device(const Tensor& like, int64_t size, ScalarType dtype) {
-  return torch::stable::new_empty(like, {size}, dtype);
+// By the C interface: torch::stable::new_empty goes through the dispatcher, a tenth of a small op's time.
+Tensor empty_like_device(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t d = sizes.size(); d > 1; --d) strides[d - 2] = strides[d - 1] * std::max<int64_t>(sizes[d - 1], 1);
+  const int32_t type = dtype == ScalarType::Double ? aoti_torch_dtype_float64()
+                       : dtype == ScalarType::Long ? aoti_torch_dtype_int64()
+                                                   : aoti_torch_dtype_float32();
+  AtenTensorHandle tensor;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), type,
+                                                         int32_t(like.device().type()), like.get_device_index(),
+                                                         &tensor));
+  return Tensor(tensor);
 }
 
 SoftmaxCall::SoftmaxCall(Loss kind, const Tensor& input, const Tensor& target_, const OptionalTensor& weight_,
@@ -194,7 +204,7 @@ SoftmaxCall::SoftmaxCall(Loss kind, const Tensor& input, const Tensor& target_, 
   params.input = input.const_data_ptr();
   params.layout = make_layout(input, grad, class_dim);
   if (params.reduction != Reduction::none) decisions.clear();
-  loss = torch::stable::new_empty(input, decisions, compute_type(params.dtype));
+  loss = empty_like_device(input, decisions, compute_type(params.dtype));
   params.loss = loss.mutable_data_ptr();
 }
 
@@ -243,7 +253,7 @@ SigmoidCall::SigmoidCall(Loss kind, const Tensor& input_, const Tensor& target_,
   params.input = input.const_data_ptr();
   std::vector<int64_t> loss_sizes;
   if (params.reduction == Reduction::none) loss_sizes.assign(input.sizes().begin(), input.sizes().end());
-  loss = torch::stable::new_empty(input, loss_sizes, compute_type(params.dtype));
+  loss = empty_like_device(input, loss_sizes, compute_type(params.dtype));
   params.loss = loss.mutable_data_ptr();
 }
 

@@ -14,6 +14,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "params.h"
 
@@ -52,7 +53,8 @@ void check_range(const char* name, double value, double low, double high);
 Layout make_layout(const Tensor& input, const OptionalTensor& grad, int64_t class_dim);
 DType floating_dtype(const char* name, const Tensor& tensor);
 torch::headeronly::ScalarType compute_type(DType dtype);
-Tensor empty_like_device(const Tensor& like, int64_t size, torch::headeronly::ScalarType dtype);
+// float32, float64 or int64.
+Tensor empty_like_device(const Tensor& like, const std::vector<int64_t>& sizes, torch::headeronly::ScalarType dtype);
 
 template <class Device>
 Tensor cross_entropy(const Tensor& input, const OptionalTensor& grad, const Tensor& target,
@@ -86,7 +88,7 @@ std::tuple<Tensor, Tensor> ghmc_loss(const Tensor& input, const OptionalTensor& 
   SoftmaxCall call(Loss::ghmc, input, target, std::nullopt, grad, ignore_index, reduction);
   call.params.ghm =
       check_ghm(input, bins, momentum, normalizer, bias_correction, training, running_histogram, num_updates);
-  Tensor bin_weight = empty_like_device(input, bins, torch::headeronly::ScalarType::Double);
+  Tensor bin_weight = empty_like_device(input, {bins}, torch::headeronly::ScalarType::Double);
   call.params.bin_weight = static_cast<double*>(bin_weight.mutable_data_ptr());
   call.params.grad_scale = grad_scale;
   Device::softmax_loss(call.params, input);
@@ -97,7 +99,7 @@ template <class Device>
 Tensor gradient_norm_histogram(const Tensor& input, const Tensor& target, int64_t bins, int64_t ignore_index) {
   SoftmaxCall call(Loss::ghmc, input, target, std::nullopt, std::nullopt, ignore_index, "sum");
   call.params.ghm = check_ghm(input, bins, 0, "nonempty", false, false, std::nullopt, std::nullopt);
-  Tensor counts = empty_like_device(input, bins, torch::headeronly::ScalarType::Long);
+  Tensor counts = empty_like_device(input, {bins}, torch::headeronly::ScalarType::Long);
   Device::softmax_histogram(call.params, input, static_cast<int64_t*>(counts.mutable_data_ptr()));
   return counts;
 }
@@ -125,7 +127,7 @@ std::tuple<Tensor, Tensor> sigmoid_ghmc_loss(const Tensor& input, const Optional
   SigmoidCall call(Loss::ghmc, input, target, mask, grad, reduction);
   call.params.ghm =
       check_ghm(input, bins, momentum, normalizer, bias_correction, training, running_histogram, num_updates);
-  Tensor bin_weight = empty_like_device(input, bins, torch::headeronly::ScalarType::Double);
+  Tensor bin_weight = empty_like_device(input, {bins}, torch::headeronly::ScalarType::Double);
   call.params.bin_weight = static_cast<double*>(bin_weight.mutable_data_ptr());
   call.params.alpha = -1;
   call.params.grad_scale = grad_scale;

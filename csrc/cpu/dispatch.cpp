@@ -88,7 +88,9 @@ void prefer_huge_pages(void* data, int64_t size) {
 // Calls work(first_block, last_block) for ranges of the blocks of [0, total), a range a thread.
 template <class Work>
 void for_each_range(int64_t total, int64_t block_size, const Work& work) {
-  torch::stable::parallel_for(0, (total + block_size - 1) / block_size, 1, work);
+  const int64_t blocks = (total + block_size - 1) / block_size;
+  if (blocks == 1) return work(int64_t(0), blocks);
+  torch::stable::parallel_for(0, blocks, 1, work);
 }
 
 // Calls work(block, begin, end) for each block of [0, total) on torch's threads.

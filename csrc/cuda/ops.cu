@@ -21,7 +21,7 @@ void run_on_device_of(const Tensor& input, size_t workspace_bytes, const Launch&
   const int device = input.get_device_index();
   torch::stable::accelerator::DeviceGuard guard(device);
   auto stream = torch::stable::accelerator::getCurrentStream(device);
-  Tensor workspace = empty_like_device(input, int64_t(workspace_bytes), torch::headeronly::ScalarType::Byte);
+  Tensor workspace = empty_like_device(input, {int64_t(workspace_bytes + 7) / 8}, torch::headeronly::ScalarType::Long);
   cudaError_t error = cudaSetDevice(device);  // tells this library's own copy of the CUDA runtime, too
   if (error == cudaSuccess) {
     error = launch(workspace.mutable_data_ptr(), static_cast<cudaStream_t>(stream.nativeHandle()));
