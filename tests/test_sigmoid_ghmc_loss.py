@@ -96,3 +96,17 @@ def test_many_decisions(spread, bins, device):
     everything = torch.ones_like(x, dtype=torch.bool)
     expected = differentiate(mmdetections, x.double(), target.double(), everything, bins)
     torch.testing.assert_close([part.double() for part in got], list(expected), rtol=2e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_many_masked(soft, device):
+    """A mask over many elements: those that count get what they get alone, the others nothing, whatever they hold."""
+    x, target = make_sigmoid((5003,), device=device, soft=soft)
+    mask = torch.rand(5003, device=device) < 0.5
+    kept = differentiate(fastloss.sigmoid_ghmc_loss, x[mask], target[mask], reduction="sum")
+    x[~mask] = float("nan")
+    for hidden in (0.5, 1.0):
+        target[~mask] = hidden
+        loss, grad = differentiate(fastloss.sigmoid_ghmc_loss, x, target, mask, reduction="sum")
+        torch.testing.assert_close((loss, grad[mask]), kept)
+        assert grad[~mask].eq(0).all()

@@ -67,7 +67,7 @@ struct SigmoidLoad {
                                        : some(static_cast<const T*>(in.target) + i, count);
     if constexpr (!all) {
       u8 mask = u8{} + 1;
-      if (in.mask) __builtin_memcpy(&mask, in.mask + i, count);
+      if (in.mask) __builtin_memcpy(&mask, in.mask + i, count == W ? W : count);
       valid = (__builtin_convertvector(mask, M) != 0) & (lane_numbers<M>() < count);
     }
   }
@@ -84,21 +84,24 @@ struct SigmoidLoad {
 // so long a chain of operations that the processor sees the end of it, and no other vector, and waits.
 constexpr int kStaged = 8;
 
-// Calls hard(e, i), e the exponentials of kStaged vectors from i on whose targets are all 0 or 1, and soft(i) where not
-// all are; returns the first decision that is in neither.
+// Calls hard(e, i, all), e the exponentials of kStaged vectors from i on whose targets are all 0 or 1, and soft(i)
+// where not all are; returns the first decision that is in neither. all is true as a type where there is no mask.
 template <class T, class Hard, class Soft>
 FASTLOSS_LANE_FN int64_t for_each_stage(const SigmoidInput<T>& in, int64_t begin, int64_t end, Hard hard, Soft soft) {
-  int64_t i = begin;
-  for (; !in.mask && i + kStaged * W <= end; i += kStaged * W) {
-    if (in.any_soft(i, kStaged)) {
-      soft(i);
-      continue;
+  auto stages = [&](auto all) FASTLOSS_LAMBDA {
+    int64_t i = begin;
+    for (; i + kStaged * W <= end; i += kStaged * W) {
+      if (in.any_soft(i, kStaged)) {
+        soft(i);
+        continue;
+      }
+      Vec<T> e[kStaged];
+      for (int k = 0; k < kStaged; ++k) e[k] = decision_exp(load(in.logits + i + k * W));
+      hard(e, i, all);
     }
-    Vec<T> e[kStaged];
-    for (int k = 0; k < kStaged; ++k) e[k] = decision_exp(load(in.logits + i + k * W));
-    hard(e, i);
-  }
-  return i;
+    return i;
+  };
+  return in.mask ? stages(std::false_type{}) : stages(std::true_type{});
 }
 
 template <class T, class LossOf>
@@ -156,9 +159,9 @@ struct SigmoidBlock {
 
   FASTLOSS_LANE_FN double run(int64_t begin, int64_t end) const {
     Sum sum;
-    auto hard = [&](const V* e, int64_t i) FASTLOSS_LAMBDA {
+    auto hard = [&](const V* e, int64_t i, auto all) FASTLOSS_LAMBDA {
       for (int k = 0; k < kStaged; k += 2, i += 2 * W) {  // two vectors are added before they become doubles
-        const SigmoidLoad<T, true> first(in, i, W), second(in, i + W, W);
+        const SigmoidLoad<T, all> first(in, i, W), second(in, i + W, W);
         V loss_of_first = write(first, e[k], i, W, false);
         sum.add(loss_of_first + write(second, e[k + 1], i + W, W, false));
       }
@@ -209,8 +212,8 @@ inline void sigmoid_histogram_of(const SigmoidParams& params, int64_t begin, int
   auto count = [&](const auto& decisions, auto e, bool soft) FASTLOSS_LAMBDA {
     bin_counts.add(ghm_bin(gradient_norm(decisions.decision(e, soft), decisions.target, soft), bins), decisions.valid);
   };
-  auto hard = [&](const Vec<T>* e, int64_t i) FASTLOSS_LAMBDA {
-    for (int k = 0; k < kStaged; ++k) count(SigmoidLoad<T, true>(in, i + k * W, W), e[k], false);
+  auto hard = [&](const Vec<T>* e, int64_t i, auto all) FASTLOSS_LAMBDA {
+    for (int k = 0; k < kStaged; ++k) count(SigmoidLoad<T, all>(in, i + k * W, W), e[k], false);
   };
   auto any = [&](int64_t i, int n) FASTLOSS_LAMBDA {
     const SigmoidLoad<T, false> decisions(in, i, n);
