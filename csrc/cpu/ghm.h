@@ -34,7 +34,7 @@ struct BinWeights {
 struct BinCounts {
   int64_t* counts;
   const int32_t bins;
-  i32 counters[8] = {};                    // those of bins 4 w to 4 w + 3 are counters[w]
+  u32 counters[8] = {};                    // those of bins 4 w to 4 w + 3 are counters[w]
   int most = 0;                            // no counter is larger
   std::unique_ptr<int64_t[]> lane_counts;  // [bins, W]
 
@@ -48,8 +48,8 @@ struct BinCounts {
       return;
     }
     i32 b = __builtin_convertvector(bin, i32);
-    i32 one = (__builtin_convertvector(valid, i32) & 1) << (b & 3) * 8;
-    for (int w = 0; 4 * w < bins; ++w) counters[w] += b >> 2 == w ? one : i32{};
+    u32 one = (u32)(__builtin_convertvector(valid, i32) & 1) << (u32)((b & 3) * 8);
+    for (int w = 0; 4 * w < bins; ++w) counters[w] += b >> 2 == w ? one : u32{};
     if (++most == 255) finish();
   }
 
@@ -60,7 +60,7 @@ struct BinCounts {
         counts[b] += lane_counts ? lane_counts[int64_t(b) * W + lane] : counters[b / 4][lane] >> b % 4 * 8 & 255;
       }
     }
-    for (i32& counter : counters) counter = i32{};
+    for (u32& counter : counters) counter = u32{};
     most = 0;
   }
 };

@@ -8,6 +8,7 @@ constexpr int W = FASTLOSS_LANES;
 
 using f32 = float __attribute__((vector_size(W * 4)));
 using i32 = int32_t __attribute__((vector_size(W * 4)));
+using u32 = uint32_t __attribute__((vector_size(W * 4)));
 using u8 = uint8_t __attribute__((vector_size(W)));
 using u16 = uint16_t __attribute__((vector_size(W * 2)));
 using f64 = double __attribute__((vector_size(W * 8)));
