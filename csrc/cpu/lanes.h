@@ -54,11 +54,43 @@ FASTLOSS_LANE_FN f32 float_of(i32 x) { return (f32)x; }
 FASTLOSS_LANE_FN f32 negative_abs(f32 x) { return float_of(bits_of(x) | INT32_MIN); }
 FASTLOSS_LANE_FN f64 negative_abs(f64 x) { return (f64)((i64)x | INT64_MIN); }
 
+// Lane i of the result is lane index[i] of x.
+FASTLOSS_LANE_FN f32 permute(f32 x, i32 index) {
+#if FASTLOSS_LANES == 16
+  return (f32)_mm512_permutexvar_ps((__m512i)index, (__m512)x);
+#elif FASTLOSS_LANES == 8
+  return (f32)_mm256_permutevar8x32_ps((__m256)x, (__m256i)index);
+#else
+  f32 y;
+  for (int lane = 0; lane < W; ++lane) y[lane] = x[index[lane]];
+  return y;
+#endif
+}
+FASTLOSS_LANE_FN f64 permute(f64 x, i64 index) {
+  f64 y;
+  for (int lane = 0; lane < W; ++lane) y[lane] = x[index[lane]];
+  return y;
+}
+
 // 2^n as a float, for the n that the low bits of `shifted` hold after a round-to-integer by addition of kShift.
 constexpr float kShift = 0x1.8p23f + 127;  // 1.5 * 2^23 puts the integer in the low bits, 127 is the exponent's bias
 FASTLOSS_LANE_FN f32 two_to_the(f32 shifted) { return float_of(bits_of(shifted) << 23); }
 
 // exp(x). x in [-87.3, 88]: 1.01 ULP. Below: 0 (the result is subnormal). nan stays nan. Not for x > 88.
+#if FASTLOSS_LANES == 16
+FASTLOSS_LANE_FN f32 exp(f32 x) {  // 2^(n / 16) by a register as a table: seven multiplications instead of ten
+  const f32 sixteenths = {1,           1.04427373f, 1.09050775f, 1.13878858f, 1.18920708f, 1.24185777f,
+                          1.29683959f, 1.35425556f, 1.41421354f, 1.47682619f, 1.54221082f, 1.61049032f,
+                          1.68179286f, 1.75625217f, 1.8340081f,  1.91520655f};
+  constexpr float shift = 0x1.8p23f;  // puts n into the low bits
+  f32 shifted = x * 0x1.715476p4f + shift;
+  f32 n = shifted - shift;
+  f32 r = (x - n * 0x1.62ep-5f) - n * 0x1.0bfbe8p-19f;  // ln 2 / 16 in two parts: the first product is exact
+  f32 power = float_of(bits_of(permute(sixteenths, bits_of(shifted))) + ((bits_of(shifted) & ~15) << 19));
+  f32 p = r * (r * (r * 0.16666667f + 0.50001618f) + 1);
+  return select(x < -87.3f, f32{}, p * power + power);
+}
+#else
 FASTLOSS_LANE_FN f32 exp(f32 x) {
   f32 shifted = x * 0x1.715476p0f + kShift;
   f32 n = shifted - kShift;
@@ -70,6 +102,7 @@ FASTLOSS_LANE_FN f32 exp(f32 x) {
   p = p * (r * r) + r + 1;
   return select(x < -87.3f, f32{}, p * two_to_the(shifted));
 }
+#endif
 
 // log of the mantissa, f = m - 1 with m in [sqrt(1/2), sqrt(2)] (the scheme of fdlibm's e_log.c).
 FASTLOSS_LANE_FN f32 log_mantissa(f32 f) {
@@ -119,7 +152,7 @@ FASTLOSS_LANE_FN f32 pow(f32 q, float gamma) {
   return select(q == q, y, q);
 }
 
-// 1 - p for p = exp(-nll), without the cancellation at p near 1. nll >= 0, nan and inf included: 1.3 ULP.
+// 1 - p for p = exp(-nll), without the cancellation at p near 1. nll >= 0, nan and inf included: 2 ULP.
 FASTLOSS_LANE_FN f32 one_minus_p(f32 nll, f32 p) {
   f32 y = -0.0013641373f + 0.00016024729f * nll;
   y = y * nll + 0.008325282f;
@@ -158,24 +191,6 @@ FASTLOSS_LANE_FN f32 sqrt(f32 x) {
 
 FASTLOSS_LANE_FN i32 to_index(f32 x) { return __builtin_convertvector(x, i32); }
 FASTLOSS_LANE_FN i64 to_index(f64 x) { return __builtin_convertvector(x, i64); }
-
-// Lane i of the result is lane index[i] of x.
-FASTLOSS_LANE_FN f32 permute(f32 x, i32 index) {
-#if FASTLOSS_LANES == 16
-  return (f32)_mm512_permutexvar_ps((__m512i)index, (__m512)x);
-#elif FASTLOSS_LANES == 8
-  return (f32)_mm256_permutevar8x32_ps((__m256)x, (__m256i)index);
-#else
-  f32 y;
-  for (int lane = 0; lane < W; ++lane) y[lane] = x[index[lane]];
-  return y;
-#endif
-}
-FASTLOSS_LANE_FN f64 permute(f64 x, i64 index) {
-  f64 y;
-  for (int lane = 0; lane < W; ++lane) y[lane] = x[index[lane]];
-  return y;
-}
 
 template <class M>
 FASTLOSS_LANE_FN M lane_numbers() {
