@@ -77,8 +77,9 @@ constexpr float kShift = 0x1.8p23f + 127;  // 1.5 * 2^23 puts the integer in the
 FASTLOSS_LANE_FN f32 two_to_the(f32 shifted) { return float_of(bits_of(shifted) << 23); }
 
 // exp(x). x in [-87.3, 88]: 1.01 ULP. Below: 0 (the result is subnormal). nan stays nan. Not for x > 88.
+FASTLOSS_LANE_FN f32 exp(f32 x) {
 #if FASTLOSS_LANES == 16
-FASTLOSS_LANE_FN f32 exp(f32 x) {  // 2^(n / 16) by a register as a table: seven multiplications instead of ten
+  // 2^(n / 16) by a register as a table: seven multiplications instead of ten.
   const f32 sixteenths = {1,           1.04427373f, 1.09050775f, 1.13878858f, 1.18920708f, 1.24185777f,
                           1.29683959f, 1.35425556f, 1.41421354f, 1.47682619f, 1.54221082f, 1.61049032f,
                           1.68179286f, 1.75625217f, 1.8340081f,  1.91520655f};
@@ -89,9 +90,7 @@ FASTLOSS_LANE_FN f32 exp(f32 x) {  // 2^(n / 16) by a register as a table: seven
   f32 power = float_of(bits_of(permute(sixteenths, bits_of(shifted))) + ((bits_of(shifted) & ~15) << 19));
   f32 p = r * (r * (r * 0.16666667f + 0.50001618f) + 1);
   return select(x < -87.3f, f32{}, p * power + power);
-}
 #else
-FASTLOSS_LANE_FN f32 exp(f32 x) {
   f32 shifted = x * 0x1.715476p0f + kShift;
   f32 n = shifted - kShift;
   f32 r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;  // ln 2 in two parts: the first product is exact
@@ -101,8 +100,8 @@ FASTLOSS_LANE_FN f32 exp(f32 x) {
   p = p * r + 0.49999994f;
   p = p * (r * r) + r + 1;
   return select(x < -87.3f, f32{}, p * two_to_the(shifted));
-}
 #endif
+}
 
 // log of the mantissa, f = m - 1 with m in [sqrt(1/2), sqrt(2)] (the scheme of fdlibm's e_log.c).
 FASTLOSS_LANE_FN f32 log_mantissa(f32 f) {
