@@ -58,6 +58,12 @@ FASTLOSS_HD V log1p_unit(V e) {
 FASTLOSS_HD float negative_abs(float x) { return -std::fabs(x); }
 FASTLOSS_HD double negative_abs(double x) { return -std::fabs(x); }
 
+// max(x, 0)
+template <class V>
+FASTLOSS_HD V positive_part(V x) {
+  return x > V{} ? x : V{};
+}
+
 template <class V>
 struct ValueSlope {
   V value;  // f(nll)
@@ -129,9 +135,8 @@ struct Focal {
 // Label 1 or 0 gives z = x or -x; a soft target is taken for 0.
 template <class V>
 struct Decision {
-  V nll;       // softplus(-z); for a soft target the binary cross entropy
-  V p, q;      // sigmoid(z), sigmoid(-z)
-  V positive;  // sigmoid(x)
+  V nll;   // softplus(-z); for a soft target the binary cross entropy
+  V p, q;  // sigmoid(z), sigmoid(-z)
 };
 
 // The one exponential that a decision needs, in [0, 1].
@@ -143,31 +148,31 @@ FASTLOSS_HD V decision_exp(V x) {
 // e: decision_exp(x). soft: target may be neither 0 nor 1; the same for all lanes of a vector.
 template <class V>
 FASTLOSS_HD Decision<V> decide(V x, V e, V target, bool soft) {
-  V z = select(target == 1, x, -x);
+  V minus_z = select(target == 1, -x, x);
   V inverse = divide(V{} + 1, 1 + e);
   V small = e * inverse;
-  V p = select(z > 0, inverse, small);
-  V q = select(z > 0, small, inverse);
-  V nll = select(z > 0, V{} + 0, -z) + log1p_unit(e);
+  V p = select(minus_z < 0, inverse, small);
+  V q = select(minus_z < 0, small, inverse);
+  V nll = positive_part(minus_z) + log1p_unit(e);
   // bce = softplus(x) - x t, and a soft target was taken for 0.
   if (soft) nll = select((target == 0) | (target == 1), nll, nll - x * target);
-  return {nll, p, q, select(target == 1, p, q)};
+  return {nll, p, q};
 }
 
 // |sigmoid(x) - t|, what GHM-C's bins are over.
 template <class V>
 FASTLOSS_HD V gradient_norm(const Decision<V>& d, V target, bool soft) {
   if (!soft) return d.q;
-  V difference = d.positive - target;
+  V difference = d.q - target;
   V norm = select(difference < 0, -difference, difference);
   return select((target == 1) | (target == 0), d.q, norm);
 }
 
-// The sigmoid losses: here the slope is with respect to x. GHM-C is beta times the cross entropy.
+// The sigmoid losses: here the slope is with respect to -z. GHM-C is beta times the cross entropy.
 struct SigmoidCrossEntropy {
   template <class V>
-  FASTLOSS_HD ValueSlope<V> operator()(const Decision<V>& d, V target, bool /*soft*/) const {
-    return {d.nll, select(target == 1, -d.q, d.positive - target)};  // p - 1 would cancel near p = 1
+  FASTLOSS_HD ValueSlope<V> operator()(const Decision<V>& d, V target, bool soft) const {
+    return {d.nll, soft ? select(target == 1, d.q, d.q - target) : d.q};
   }
 };
 
@@ -178,9 +183,9 @@ struct SigmoidFocal {
   template <class V>
   FASTLOSS_HD ValueSlope<V> operator()(const Decision<V>& d, V target, bool soft) const {
     ValueSlope<V> f = focal(d.nll, d.p, d.q);
-    f.slope = select(target == 1, -d.q, d.q) * f.slope;
+    f.slope = d.q * f.slope;
     if (soft) {
-      ValueSlope<V> s = focal.soft(d.nll, d.positive, target);
+      ValueSlope<V> s = focal.soft(d.nll, d.q, target);
       auto hard = (target == 1) | (target == 0);
       f = {select(hard, f.value, s.value), select(hard, f.slope, s.slope)};
     }
@@ -188,18 +193,29 @@ struct SigmoidFocal {
   }
 };
 
-// The weight of a decision under sigmoid focal loss's alpha >= 0: that of class 1; class 0 has the rest. All have 1
-// where alpha < 0.
+// What value and slope of a decision are multiplied by. Sigmoid focal loss's alpha >= 0 is the weight of class 1, class
+// 0 has the rest, a soft target lies between them; without (alpha < 0) all have 1. The slope becomes one with respect
+// to x, times scale.
 template <class S>
 struct ClassBalance {
-  S zero, one_less_zero;
+  S zero, one;
+  S scale, slope_of_zero, slope_of_one;
 
-  FASTLOSS_HD explicit ClassBalance(double alpha)
-      : zero(alpha >= 0 ? S(1 - alpha) : S(1)), one_less_zero(alpha >= 0 ? S(alpha - (1 - alpha)) : S(0)) {}
+  FASTLOSS_HD ClassBalance(double alpha, double scale_of_slope)
+      : zero(alpha >= 0 ? S(1 - alpha) : S(1)),
+        one(alpha >= 0 ? S(alpha) : S(1)),
+        scale(S(scale_of_slope)),
+        slope_of_zero(scale * zero),
+        slope_of_one(-scale * one) {}
 
   template <class V>
-  FASTLOSS_HD V operator()(V target) const {
-    return one_less_zero * target + zero;
+  FASTLOSS_HD ValueSlope<V> operator()(ValueSlope<V> f, V target, bool soft) const {
+    V value = zero - V{}, slope = slope_of_zero - V{};  // minus: the compiler sees that it does nothing
+    if (soft) {
+      value = (one - zero) * target + zero;
+      slope = value * scale;
+    }
+    return {select(target == 1, one - V{}, value) * f.value, select(target == 1, slope_of_one - V{}, slope) * f.slope};
   }
 };
 

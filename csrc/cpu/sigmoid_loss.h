@@ -45,7 +45,7 @@ struct SigmoidInput {
     Integers soft = {};
     for (int k = 0; k < n; ++k) {
       const Integers t = load_bits<Integers>(source + k * W);
-      soft |= (t != 0) & (t != one);
+      soft |= t & (t != one);
     }
     return any(soft);
   }
@@ -111,8 +111,7 @@ struct SigmoidBlock {
 
   const SigmoidInput<T> in;
   const LossOf loss_of;
-  const ClassBalance<S> balance_of;
-  const S scale;
+  const ClassBalance<S> balance;
   T* const grad;
   S* const loss;  // where reduction is none
   const bool streaming;
@@ -121,8 +120,7 @@ struct SigmoidBlock {
   FASTLOSS_LANE_FN SigmoidBlock(const SigmoidParams& params, double gradient_scale, LossOf loss)
       : in(params),
         loss_of(loss),
-        balance_of(params.alpha),
-        scale(S(gradient_scale)),
+        balance(params.alpha, gradient_scale),
         grad(static_cast<T*>(params.grad)),
         loss(params.reduction == Reduction::none ? static_cast<S*>(params.loss) : nullptr),
         streaming(streams(grad, params.input, params.N, params.dtype) && is_vector_aligned(grad)) {}
@@ -130,9 +128,8 @@ struct SigmoidBlock {
   // Writes loss and gradient of count decisions from i on; returns their losses. soft: a target may be neither 0 nor 1.
   template <bool all>
   FASTLOSS_LANE_FN V write(const SigmoidLoad<T, all>& decisions, V e, int64_t i, int count, bool soft) const {
-    ValueSlope<V> f = loss_of(decisions.decision(e, soft), decisions.target, soft);
-    V balance = balance_of(decisions.target);
-    V value = balance * f.value, slope = f.slope * (balance * scale);
+    const V target = decisions.target;
+    auto [value, slope] = balance(loss_of(decisions.decision(e, soft), target, soft), target, soft);
     if constexpr (!all) {
       value = select(decisions.valid, value, V{});
       slope = select(decisions.valid, slope, V{});
@@ -160,14 +157,14 @@ struct SigmoidBlock {
   FASTLOSS_LANE_FN double run(int64_t begin, int64_t end) const {
     Sum sum;
     auto hard = [&](const V* e, int64_t i, auto all) FASTLOSS_LAMBDA {
-      for (int k = 0; k < kStaged; k += 2, i += 2 * W) {  // two vectors are added before they become doubles
-        const SigmoidLoad<T, all> first(in, i, W), second(in, i + W, W);
-        V loss_of_first = write(first, e[k], i, W, false);
-        sum.add(loss_of_first + write(second, e[k + 1], i + W, W, false));
-      }
+      V staged = {};  // added up before they become doubles
+      for (int k = 0; k < kStaged; ++k, i += W) staged += write(SigmoidLoad<T, all>(in, i, W), e[k], i, W, false);
+      sum.add(staged);
     };
     auto soft = [&](int64_t i) FASTLOSS_LAMBDA {
-      for (int k = 0; k < kStaged; k += 2, i += 2 * W) sum.add(write_any(*this, i, W) + write_any(*this, i + W, W));
+      V staged = {};
+      for (int k = 0; k < kStaged; ++k, i += W) staged += write_any(*this, i, W);
+      sum.add(staged);
     };
     for (int64_t i = for_each_stage(in, begin, end, hard, soft); i < end; i += W) {
       sum.add(write_any(*this, i, int(std::min<int64_t>(end - i, W))));

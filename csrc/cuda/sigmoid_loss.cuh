@@ -96,7 +96,7 @@ __device__ __forceinline__ void for_each_run(const SigmoidLaunch& launch, const 
   for (int64_t i = runs * kRun + thread; i < N; i += threads) each(SigmoidRun<T, 1>(launch.params, i), i);
 }
 
-// ---- losses: value, and slope with respect to x
+// ---- losses: value, and slope with respect to -z
 
 template <class S>
 struct SigmoidGhmcLoss {
@@ -124,8 +124,7 @@ __global__ void __launch_bounds__(kSigmoidThreads, kSigmoidBlocks<T>)
     sigmoid_loss(const __grid_constant__ SigmoidLaunch launch, const LossOf loss_of) {
   using S = Compute<T>;
   const SigmoidParams& params = launch.params;
-  const S scale = S(params.grad_scale / sigmoid_denominator(launch));
-  const ClassBalance<S> balance_of(params.alpha);
+  const ClassBalance<S> balance(params.alpha, params.grad_scale / sigmoid_denominator(launch));
   const bool stores_loss = params.reduction == Reduction::none;
   double sum = 0;
   stage_loss(loss_of);
@@ -136,10 +135,9 @@ __global__ void __launch_bounds__(kSigmoidThreads, kSigmoidBlocks<T>)
     S run_sum = 0;  // in double once a run: few GPUs are quick at it
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      ValueSlope<S> f = loss_of(in.decision(k), in.target[k], in.soft(k));
-      S balance = balance_of(in.target[k]);
-      loss.at[k] = in.valid[k] ? balance * f.value : S(0);
-      grad.at[k] = to_storage<T>(in.valid[k] ? balance * f.slope * scale : S(0));
+      ValueSlope<S> f = balance(loss_of(in.decision(k), in.target[k], in.soft(k)), in.target[k], in.soft(k));
+      loss.at[k] = in.valid[k] ? f.value : S(0);
+      grad.at[k] = to_storage<T>(in.valid[k] ? f.slope : S(0));
       run_sum += loss.at[k];
     }
     sum += double(run_sum);
