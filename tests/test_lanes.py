@@ -18,7 +18,13 @@ COMPILER = os.environ.get("CXX", "c++")
 INFO = fastloss.build_info()
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
-LANES_AND_FLAGS = {"default": (4, []), "avx2": (8, AVX2), "avx512": (16, AVX2 + AVX512)}
+BF16 = ["-mavx512bf16", "-DFASTLOSS_AVX512_BF16"]
+LANES_AND_FLAGS = {
+    "default": (4, []),
+    "avx2": (8, AVX2),
+    "avx512": (16, AVX2 + AVX512),
+    "avx512_bf16": (16, AVX2 + AVX512 + BF16),
+}
 
 
 def documented_errors():

@@ -29,6 +29,7 @@ struct Isa {
   decltype(&baseline::ghmc_block) ghmc_block;
   decltype(&baseline::sigmoid_block) sigmoid_block;
   decltype(&baseline::sigmoid_histogram_block) sigmoid_histogram_block;
+  bool only_bfloat16 = false;  // the others: the instruction set before it
 };
 
 #define FASTLOSS_ISA(name, isa) \
@@ -48,9 +49,12 @@ const std::vector<Isa>& usable_isas() {
     __builtin_cpu_init();
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     if (avx2) found.push_back(FASTLOSS_ISA("avx2", avx2));
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      found.push_back(FASTLOSS_ISA("avx512", avx512));
+    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (avx512) found.push_back(FASTLOSS_ISA("avx512", avx512));
+    if (avx512 && __builtin_cpu_supports("avx512bf16")) {
+      found.push_back(FASTLOSS_ISA("avx512_bf16", avx512_bf16));
+      found.back().only_bfloat16 = true;
     }
 #endif
     return found;
@@ -59,7 +63,7 @@ const std::vector<Isa>& usable_isas() {
 }
 
 // The best instruction set, or the one that FASTLOSS_CPU_CAPABILITY names. Read once.
-const Isa& isa() {
+const Isa& chosen_isa() {
   static const Isa& chosen = []() -> const Isa& {
     const char* forced = std::getenv("FASTLOSS_CPU_CAPABILITY");
     if (!forced || !*forced) return usable_isas().back();
@@ -72,6 +76,12 @@ const Isa& isa() {
     throw std::invalid_argument(message.str() + ".");
   }();
   return chosen;
+}
+
+// The chosen kernels for a dtype.
+const Isa& isa(DType dtype) {
+  const Isa* chosen = &chosen_isa();
+  return chosen->only_bfloat16 && dtype != DType::bfloat16 ? *(chosen - 1) : *chosen;
 }
 
 // A large new tensor is mapped page by page as it is written, which takes several times longer than computing what is
@@ -119,14 +129,12 @@ double check_targets(const SoftmaxParams& params) {
   constexpr int64_t block_size = 32768;
   std::vector<TargetSum> sums((params.N + block_size - 1) / block_size);
   for_each_block(params.N, block_size, [&](int64_t block, int64_t begin, int64_t end) {
-    sums[block] = isa().scan_targets(params, begin, end);
+    sums[block] = isa(params.dtype).scan_targets(params, begin, end);
   });
   double total = 0;
   for (const TargetSum& sum : sums) {
     if (sum.out_of_range >= 0) {
-      int64_t at = sum.out_of_range;
-      int64_t value = params.target_is_int64 ? static_cast<const int64_t*>(params.target)[at]
-                                             : static_cast<const int32_t*>(params.target)[at];
+      int64_t at = sum.out_of_range, value = target_at(params, at);
       std::ostringstream message;
       message << "target has the value " << value << " (at flat index " << at << "), but should be in [0, " << params.C
               << "), the number of classes of input, or ignore_index (" << params.ignore_index << ").";
@@ -189,11 +197,11 @@ struct FirstPass {
     for_each_range(params.N, block_size, [&](int64_t first, int64_t last) {
       for (int64_t block = first; block < last; ++block) {
         int64_t begin = block * block_size;
-        isa().softmax_block(params, {1.0, 0}, &found, begin, std::min(begin + block_size, params.N));
+        isa(params.dtype).softmax_block(params, {1.0, 0}, &found, begin, std::min(begin + block_size, params.N));
       }
       histogram.add([&](int64_t* counts) {
         int64_t begin = first * block_size, end = std::min(last * block_size, params.N);
-        isa().ghmc_histogram_block(params, found, begin, end, counts);
+        isa(params.dtype).ghmc_histogram_block(params, found, begin, end, counts);
       });
     });
   }
@@ -223,17 +231,15 @@ struct Cpu {
       const FirstPass first(params);
       write_bin_weights(params.ghm, first.histogram.counts, params.bin_weight);
       double sum = sum_of_blocks(params.N, softmax_block_size(params), [&](int64_t begin, int64_t end) {
-        return isa().ghmc_block(params, first.found, scale.gradient, begin, end);
+        return isa(params.dtype).ghmc_block(params, first.found, scale.gradient, begin, end);
       });
       return write_loss(params, sum / denominator);
     }
     for (int64_t c = 0; params.label_smoothing > 0 && c < params.C; ++c) {
-      scale.class_weights += !params.weight                   ? 1
-                             : params.dtype == DType::float64 ? static_cast<const double*>(params.weight)[c]
-                                                              : static_cast<const float*>(params.weight)[c];
+      scale.class_weights += params.weight ? weight_at(params, c) : 1;
     }
     double sum = sum_of_blocks(params.N, softmax_block_size(params), [&](int64_t begin, int64_t end) {
-      return isa().softmax_block(params, scale, nullptr, begin, end);
+      return isa(params.dtype).softmax_block(params, scale, nullptr, begin, end);
     });
     write_loss(params, sum / denominator);
   }
@@ -254,7 +260,7 @@ struct Cpu {
       for_each_range(params.N, kSigmoidBlockSize, [&](int64_t first, int64_t last) {
         histogram.add([&](int64_t* counts) {
           int64_t begin = first * kSigmoidBlockSize, end = std::min(last * kSigmoidBlockSize, params.N);
-          isa().sigmoid_histogram_block(params, begin, end, counts);
+          isa(params.dtype).sigmoid_histogram_block(params, begin, end, counts);
         });
       });
       // As mmdetection has it: a batch without any valid decision has the mean 0, not nan.
@@ -262,7 +268,7 @@ struct Cpu {
     }
     if (params.reduction != Reduction::mean) denominator = 1;
     double sum = sum_of_blocks(params.N, kSigmoidBlockSize, [&](int64_t begin, int64_t end) {
-      return isa().sigmoid_block(params, params.grad_scale / denominator, begin, end);
+      return isa(params.dtype).sigmoid_block(params, params.grad_scale / denominator, begin, end);
     });
     write_loss(params, sum / denominator);
   }
@@ -274,7 +280,7 @@ std::vector<std::string> cpu_capabilities() {
   return names;
 }
 
-std::string cpu_capability() { return isa().name; }
+std::string cpu_capability() { return chosen_isa().name; }
 
 }  // namespace fastloss
 

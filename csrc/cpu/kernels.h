@@ -10,6 +10,16 @@ namespace fastloss {
 
 inline int64_t size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
 
+inline int64_t target_at(const SoftmaxParams& params, int64_t position) {
+  return params.target_is_int64 ? static_cast<const int64_t*>(params.target)[position]
+                                : static_cast<const int32_t*>(params.target)[position];
+}
+
+inline double weight_at(const SoftmaxParams& params, int64_t c) {
+  return params.dtype == DType::float64 ? static_cast<const double*>(params.weight)[c]
+                                        : static_cast<const float*>(params.weight)[c];
+}
+
 // Sums over the whole call that the gradient of one decision needs.
 struct SoftmaxScale {
   double gradient;       // grad_scale / denominator
@@ -41,6 +51,7 @@ struct TargetSum {
 FASTLOSS_DECLARE_ISA(baseline)
 FASTLOSS_DECLARE_ISA(avx2)
 FASTLOSS_DECLARE_ISA(avx512)
+FASTLOSS_DECLARE_ISA(avx512_bf16)
 #undef FASTLOSS_DECLARE_ISA
 
 // Many classes side by side: a decision's classes fill the lanes. Else the lanes hold decisions.

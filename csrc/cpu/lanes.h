@@ -81,8 +81,9 @@ FASTLOSS_LANE_FN f32 exp(f32 x) {
 #if FASTLOSS_LANES == 16
   // 2^(n / 16) by a register as a table: seven multiplications instead of ten. Entry j is the bits of 2^(j / 16) less
   // j << 19, as adding n << 19 puts n / 16 into the exponent, and the low bits of n, j, into the mantissa.
-  const i32 sixteenths = {0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
-                          0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
+  const i32 sixteenths = {0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532,
+                          0x3f75fed7, 0x3f75583f, 0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c,
+                          0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
   constexpr float shift = 0x1.8p23f;  // puts n into the low bits
   f32 shifted = x * 0x1.715476p4f + shift;
   f32 n = shifted - shift;
@@ -331,6 +332,11 @@ FASTLOSS_LANE_FN u16 high_halves(u16x2 x, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(x, x, (2 * I + 1)...);
 }
 FASTLOSS_LANE_FN f32 widen(u16 x, bfloat16) { return to_high_halves(x, std::make_integer_sequence<int, 2 * W>{}); }
+#if defined(FASTLOSS_AVX512_BF16)
+FASTLOSS_LANE_FN u16 narrow(f32 x, bfloat16) {
+  return (u16)_mm512_cvtneps_pbh((__m512)x);
+}  // subnormal numbers to zero
+#else
 FASTLOSS_LANE_FN u16 narrow(f32 x, bfloat16) {  // as below, with masks
   const __m512i b = (__m512i)x;
   const __mmask16 odd = _mm512_test_epi32_mask(b, _mm512_set1_epi32(0x10000));
@@ -340,6 +346,7 @@ FASTLOSS_LANE_FN u16 narrow(f32 x, bfloat16) {  // as below, with masks
   rounded = _mm512_mask_or_epi32(rounded, nan, b, _mm512_set1_epi32(0x400000));
   return high_halves((u16x2)rounded, std::make_integer_sequence<int, W>{});
 }
+#endif
 #else
 FASTLOSS_LANE_FN f32 widen(u16 x, bfloat16) { return float_of(__builtin_convertvector(x, i32) << 16); }
 FASTLOSS_LANE_FN u16 narrow(f32 x, bfloat16) {

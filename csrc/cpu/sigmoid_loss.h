@@ -47,7 +47,7 @@ struct SigmoidInput {
       const Integers t = load_bits<Integers>(source + k * W);
       soft |= t & (t != one);
     }
-    return any(soft);
+    return any(soft != 0);
   }
 };
 
@@ -188,17 +188,8 @@ inline double sigmoid_block_of(const SigmoidParams& params, double scale, int64_
 
 // Loss and gradient of decisions [begin, end); the sum of their losses.
 double sigmoid_block(const SigmoidParams& params, double scale, int64_t begin, int64_t end) {
-  switch (params.dtype) {
-    case DType::float32:
-      return sigmoid_block_of<float>(params, scale, begin, end);
-    case DType::float64:
-      return sigmoid_block_of<double>(params, scale, begin, end);
-    case DType::bfloat16:
-      return sigmoid_block_of<bfloat16>(params, scale, begin, end);
-    case DType::float16:
-      return sigmoid_block_of<float16>(params, scale, begin, end);
-  }
-  return 0;
+  return with_storage(params.dtype,
+                      [&](auto storage) { return sigmoid_block_of<decltype(storage)>(params, scale, begin, end); });
 }
 
 template <class T>
@@ -227,14 +218,6 @@ inline void sigmoid_histogram_of(const SigmoidParams& params, int64_t begin, int
 
 // Adds the gradient norms of decisions [begin, end) to counts [bins].
 void sigmoid_histogram_block(const SigmoidParams& params, int64_t begin, int64_t end, int64_t* counts) {
-  switch (params.dtype) {
-    case DType::float32:
-      return sigmoid_histogram_of<float>(params, begin, end, counts);
-    case DType::float64:
-      return sigmoid_histogram_of<double>(params, begin, end, counts);
-    case DType::bfloat16:
-      return sigmoid_histogram_of<bfloat16>(params, begin, end, counts);
-    case DType::float16:
-      return sigmoid_histogram_of<float16>(params, begin, end, counts);
-  }
+  with_storage(params.dtype,
+               [&](auto storage) { sigmoid_histogram_of<decltype(storage)>(params, begin, end, counts); });
 }

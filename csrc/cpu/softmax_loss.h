@@ -269,11 +269,6 @@ struct SoftmaxBlock {
         smooth(S(p.label_smoothing / double(p.C))),
         streaming(streams(p)) {}
 
-  int64_t target_of(int64_t position) const {
-    return params.target_is_int64 ? static_cast<const int64_t*>(params.target)[position]
-                                  : static_cast<const int32_t*>(params.target)[position];
-  }
-
   S weight_of(int64_t c) const { return weight ? weight[c] : S(1); }
 
   V finish(const Softmax& softmax, V row_weight, M valid, Gradient& gradient) const {
@@ -420,7 +415,7 @@ struct SoftmaxBlock {
       Row row = {input + positions.input, grad ? grad + positions.grad : nullptr};
       positions.advance(1);
       const T* next = position + 1 < end ? input + positions.input : row.x;
-      row.target = target_of(position);
+      row.target = target_at(params, position);
       row.staged = staged.get() + (previous.staged == staged.get() ? pitch : 0);
       S value = 0;
       if (row.target != params.ignore_index) {
@@ -559,17 +554,9 @@ inline double softmax_block_of(const SoftmaxParams& params, const SoftmaxScale& 
 // and leaves in found, unless it is null, what the second pass needs.
 double softmax_block(const SoftmaxParams& params, const SoftmaxScale& scale, const GhmcDecisions* found, int64_t begin,
                      int64_t end) {
-  switch (params.dtype) {
-    case DType::float32:
-      return softmax_block_of<float>(params, scale, found, begin, end);
-    case DType::float64:
-      return softmax_block_of<double>(params, scale, found, begin, end);
-    case DType::bfloat16:
-      return softmax_block_of<bfloat16>(params, scale, found, begin, end);
-    case DType::float16:
-      return softmax_block_of<float16>(params, scale, found, begin, end);
-  }
-  return 0;
+  return with_storage(params.dtype, [&](auto storage) {
+    return softmax_block_of<decltype(storage)>(params, scale, found, begin, end);
+  });
 }
 
 // ---- GHM-C after cross entropy: its loss is beta * nll and its gradient beta times cross entropy's, so what is left
@@ -704,8 +691,7 @@ struct GhmcBlock {
       memset(row, 0, params.C * sizeof(T));
       return;
     }
-    const int64_t target = params.target_is_int64 ? static_cast<const int64_t*>(params.target)[position]
-                                                  : static_cast<const int32_t*>(params.target)[position];
+    const int64_t target = target_at(params, position);
     const V onehot = V{} + factor, probability = V{} + factor / sum_of[position], largest = V{} + max_of[position];
     auto gradient = [&](int64_t c, int count) FASTLOSS_LAMBDA {
       V logits = count == W ? load(x + c) : load_first(x + c, count);
@@ -720,17 +706,10 @@ struct GhmcBlock {
 // GHM-C's loss and, unless grad is null, gradient of decisions [begin, end); the sum of the losses.
 double ghmc_block(const SoftmaxParams& params, const GhmcDecisions& found, double gradient_scale, int64_t begin,
                   int64_t end) {
-  switch (params.dtype) {
-    case DType::float32:
-      return GhmcBlock<float>{params, found, float(gradient_scale)}.run(begin, end);
-    case DType::float64:
-      return GhmcBlock<double>{params, found, gradient_scale}.run(begin, end);
-    case DType::bfloat16:
-      return GhmcBlock<bfloat16>{params, found, float(gradient_scale)}.run(begin, end);
-    case DType::float16:
-      return GhmcBlock<float16>{params, found, float(gradient_scale)}.run(begin, end);
-  }
-  return 0;
+  return with_storage(params.dtype, [&](auto storage) {
+    using T = decltype(storage);
+    return GhmcBlock<T>{params, found, Compute<T>(gradient_scale)}.run(begin, end);
+  });
 }
 
 template <class S>
@@ -753,9 +732,7 @@ inline void ghmc_histogram_block_of(const SoftmaxParams& params, const GhmcDecis
 // The bins of decisions [begin, end), given their nll; adds their numbers to counts [bins].
 void ghmc_histogram_block(const SoftmaxParams& params, const GhmcDecisions& found, int64_t begin, int64_t end,
                           int64_t* counts) {
-  if (params.dtype == DType::float64) {
-    ghmc_histogram_block_of<double>(params, found, begin, end, counts);
-  } else {
-    ghmc_histogram_block_of<float>(params, found, begin, end, counts);
-  }
+  with_storage(params.dtype, [&](auto storage) {
+    ghmc_histogram_block_of<Compute<decltype(storage)>>(params, found, begin, end, counts);
+  });
 }

@@ -61,11 +61,9 @@ TargetSum scan_targets(const SoftmaxParams& params, int64_t begin, int64_t end) 
   if (!params.weight || sum.out_of_range >= 0) return sum;
   sum.weight = 0;
   for (int64_t at = begin; at < end; ++at) {
-    int64_t y = params.target_is_int64 ? static_cast<const int64_t*>(params.target)[at]
-                                       : static_cast<const int32_t*>(params.target)[at];
+    int64_t y = target_at(params, at);
     if (y == params.ignore_index) continue;
-    sum.weight += params.dtype == DType::float64 ? static_cast<const double*>(params.weight)[y]
-                                                 : static_cast<const float*>(params.weight)[y];
+    sum.weight += weight_at(params, y);
   }
   return sum;
 }
