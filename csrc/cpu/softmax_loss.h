@@ -76,8 +76,7 @@ struct Tile {
 // Calls with_columns(c) for columns c to c + 3 of rows of C >= 4: the last four may be among those before.
 template <class WithColumns>
 inline void for_each_four(int64_t C, WithColumns with_columns) {
-  for (int64_t c = 0; c + 4 <= C; c += 4) with_columns(c);
-  if (C % 4) with_columns(C - 4);
+  for (int64_t c = 0; c < C; c += 4) with_columns(std::min(c, C - 4));
 }
 
 // Logits of a tile, class by class: staged[c] holds class c of the W decisions.
@@ -101,20 +100,22 @@ inline void load_tile(const T* input, const Layout& layout, const Tile& tile, in
   }
 }
 
-template <class T>
-inline void store_tile(T* grad, const Layout& layout, const Tile& tile, int64_t C, const Vec<T>* staged) {
+// gradient_at(c): of class c of the W decisions.
+template <class T, class GradientAt>
+inline void store_tile(T* grad, const Layout& layout, const Tile& tile, int64_t C, GradientAt gradient_at) {
   const int64_t stride = layout.grad_class_stride;
   T* first = grad + tile.grad[0];
   bool full = tile.count == W && tile.uniform;
   if (full && stride == 1 && C >= 4) {
     for_each_four(C, [&](int64_t c) {
-      store_columns(first + c, tile.grad_step, {staged[c], staged[c + 1], staged[c + 2], staged[c + 3]});
+      store_columns(first + c, tile.grad_step,
+                    {gradient_at(c), gradient_at(c + 1), gradient_at(c + 2), gradient_at(c + 3)});
     });
   } else if (full && tile.grad_step == 1) {
-    for (int64_t c = 0; c < C; ++c) store(first + c * stride, staged[c]);
+    for (int64_t c = 0; c < C; ++c) store(first + c * stride, gradient_at(c));
   } else {
     for (int64_t c = 0; c < C; ++c) {
-      scatter(grad + c * stride, [&](int lane) { return tile.grad_of(lane); }, staged[c], tile.count);
+      scatter(grad + c * stride, [&](int lane) { return tile.grad_of(lane); }, gradient_at(c), tile.count);
     }
   }
 }
@@ -155,9 +156,11 @@ struct Next {
 constexpr int kTogether = 4;
 
 // Walks decisions [begin, end) some tiles at a time. fuse(staged, tiles, position, next) finds their logits in
-// staged [tiles, C], of W decisions each, and leaves their gradients there.
-template <class T, class Fuse>
-inline void for_each_tiles(const SoftmaxParams& params, bool streaming, int64_t begin, int64_t end, Fuse fuse) {
+// staged [tiles, C], of W decisions each. What it leaves there becomes their gradients: gradient_of(staged + i * C, i),
+// for the i-th of them, is a function of the class.
+template <class T, class Fuse, class GradientOf>
+inline void for_each_tiles(const SoftmaxParams& params, bool streaming, int64_t begin, int64_t end, Fuse fuse,
+                           GradientOf gradient_of) {
   using V = Vec<T>;
   const int64_t C = params.C;
   const T* input = static_cast<const T*>(params.input);
@@ -170,6 +173,10 @@ inline void for_each_tiles(const SoftmaxParams& params, bool streaming, int64_t 
   const int most_strided = strided ? int(std::clamp<int64_t>(262144 / tile_size, 1, 16)) : 1;
   const int together = int(std::clamp<int64_t>(8192 / tile_size, 1, kTogether));
   std::unique_ptr<V[]> staged(new V[C * std::max(most_strided, together)]);
+  auto to_gradient = [&](V* tile, int i) {
+    auto gradient_at = gradient_of(tile, i);
+    for (int64_t c = 0; c < C; ++c) tile[c] = gradient_at(c);
+  };
   Positions positions(layout, begin);
   for (int64_t position = begin; position < end;) {
     int64_t run = std::min(positions.run(), end - position) / W;
@@ -181,7 +188,9 @@ inline void for_each_tiles(const SoftmaxParams& params, bool streaming, int64_t 
       load_strided(input, layout, first, tiles, C, staged.get());
       for (int i = 0; i < tiles; i += together) {
         Next<T> next = {input + first.input[0] + (tiles + i) * W, W, layout.class_stride};
-        fuse(staged.get() + i * C, std::min(together, tiles - i), position + i * W, next);
+        const int group = std::min(together, tiles - i);
+        fuse(staged.get() + i * C, group, position + i * W, next);
+        for (int k = 0; grad && k < group; ++k) to_gradient(staged.get() + (i + k) * C, k);
       }
       if (grad) store_strided(grad, layout, first, tiles, C, staged.get(), streaming);
       position += tiles * W;
@@ -194,7 +203,15 @@ inline void for_each_tiles(const SoftmaxParams& params, bool streaming, int64_t 
       }
       Next<T> next = {input + where[0].input[0] + tiles * W * where[0].input_step, W * where[0].input_step, W};
       fuse(staged.get(), tiles, position, next);
-      for (int i = 0; grad && i < tiles; ++i) store_tile(grad, layout, where[i], C, staged.get() + i * C);
+      for (int i = 0; grad && i < tiles; ++i) {
+        V* tile = staged.get() + i * C;
+        if constexpr (W == 16) {  // twice the registers: the transpose fits beside them
+          store_tile(grad, layout, where[i], C, gradient_of(tile, i));
+        } else {
+          to_gradient(tile, i);
+          store_tile(grad, layout, where[i], C, [=](int64_t c) { return tile[c]; });
+        }
+      }
       position += tiles * W;
     }
   }
@@ -306,25 +323,33 @@ struct SoftmaxBlock {
 
   double tiles(int64_t begin, int64_t end) const {
     Sum sum;
+    TileSoftmax found[kTogether];
+    Gradient gradient[kTogether];
     auto fused = [&](V* staged, int tiles, int64_t position, Next<T> next) {
-      fuse(staged, tiles, position, end, next, sum);
+      fuse(staged, tiles, position, end, next, found, gradient, sum);
     };
-    for_each_tiles<T>(params, streaming, begin, end, fused);
+    auto gradient_of = [&](const V* staged, int i) {
+      return [=, this, target = found[i].target, valid = found[i].valid, of_tile = gradient[i]](int64_t c)
+                 FASTLOSS_LAMBDA {
+                   V g = staged[c] * of_tile.probability - select(target == M{} + ScalarOf<M>(c), of_tile.onehot, V{});
+                   if constexpr (smooths) g -= select(valid, V{} + weight_of(c) * (smooth * scale), V{});
+                   return g;
+                 };
+    };
+    for_each_tiles<T>(params, streaming, begin, end, fused, gradient_of);
     return sum.total();
   }
 
   // What the pass over a tile's logits finds.
   struct TileSoftmax {
     M target, valid;
-    bool any_valid;
     Softmax softmax;
   };
 
-  // staged [tiles, C]: logits in, gradient out. Adds the losses to sum, or writes them where reduction is none.
-  void fuse(V* staged, int tiles, int64_t position, int64_t end, Next<T> next, Sum& sum) const {
+  // staged [tiles, C]: logits in, exponentials out. Adds the losses to sum, or writes them where reduction is none.
+  void fuse(V* staged, int tiles, int64_t position, int64_t end, Next<T> next, TileSoftmax* found, Gradient* gradient,
+            Sum& sum) const {
     const int64_t C = params.C;
-    TileSoftmax found[kTogether];
-    Gradient gradient[kTogether];
     for (int i = 0; i < tiles; ++i) {
       int count = int(std::min<int64_t>(end - position - i * W, W));
       found[i] = exponentials(staged + i * C, position + i * W, count, next);
@@ -342,19 +367,16 @@ struct SoftmaxBlock {
       }
       sum.add(value);
     }
-    for (int i = 0; grad && i < tiles; ++i) {
-      if (found[i].any_valid) gradients(staged + i * C, found[i], gradient[i]);
-    }
   }
 
-  // staged [C]: logits in, exponentials out, and 0 where all decisions are ignored.
+  // staged [C]: logits in, exponentials out, and 0 for the decisions that are ignored.
   TileSoftmax exponentials(V* staged, int64_t position, int count, const Next<T>& next) const {
     const int32_t C = int32_t(params.C);
     M target = load_targets<M>(params, position, count);
     M valid = target != M{} - 1;
     if (!any(valid)) {
       for (int32_t c = 0; c < C; ++c) staged[c] = V{};
-      return {target, valid, false, {V{}, V{} + 1, V{}, V{}}};
+      return {target, valid, {V{}, V{} + 1, V{}, V{}}};
     }
     Softmax softmax = {staged[0], V{}, V{}, V{}};
     for (int32_t c = 1; c < C; ++c) softmax.max = max(staged[c], softmax.max);
@@ -369,21 +391,10 @@ struct SoftmaxBlock {
       if constexpr (smooths) softmax.weighted += weight_of(c) * shifted;
       staged[c] = e;
     }
-    return {target, valid, true, softmax};
-  }
-
-  // staged [C]: exponentials in, gradient out.
-  void gradients(V* staged, const TileSoftmax& tile, const Gradient& gradient) const {
-    const int32_t C = int32_t(params.C);
-    M c_lanes = {};
-    for (int32_t c = 0; c < C; ++c, c_lanes += 1) {
-      V g = staged[c] * gradient.probability - select(tile.target == c_lanes, gradient.onehot, V{});
-      if constexpr (smooths) g -= weight_of(c) * (smooth * scale);
-      staged[c] = g;
+    if (any(~valid)) {  // no gradient, whatever the logits: 0 * nan is not 0
+      for (int32_t c = 0; c < C; ++c) staged[c] = select(valid, staged[c], V{});
     }
-    if (any(~tile.valid)) {  // an ignored decision has no gradient, whatever its logits: 0 * nan is not 0
-      for (int32_t c = 0; c < C; ++c) staged[c] = select(tile.valid, staged[c], V{});
-    }
+    return {target, valid, softmax};
   }
 
   // ---- row: one decision at a time
@@ -654,7 +665,8 @@ struct GhmcBlock {
         tile_gradient(staged + i * params.C, position + i * W, end, next, sum);
       }
     };
-    for_each_tiles<T>(params, streaming, begin, end, gradients);
+    auto gradient_of = [](const V* staged, int) { return [staged](int64_t c) FASTLOSS_LAMBDA { return staged[c]; }; };
+    for_each_tiles<T>(params, streaming, begin, end, gradients, gradient_of);
   }
 
   // staged [C]: logits in, gradient out.
