@@ -144,18 +144,31 @@ inline void store_strided(T* grad, const Layout& layout, const Tile& first, int 
   }
 }
 
-// The logits that follow, fetched while these are computed: a cache line a class. Where they lie otherwise, or past the
-// end, a prefetch does nothing.
+// What is fetched while a tile's exponentials are computed, a cache line a class: the logits that follow, and where the
+// tile's gradient will be written, since a store that misses the caches holds up those behind it. Where things lie
+// otherwise, or past the end, a prefetch does nothing.
 template <class T>
-struct Next {
-  const T* x;
-  int64_t tile_step, class_step;
+struct Fetch {
+  const T* logits;
+  int64_t class_step;
+  const T* grad;
+  int64_t grad_class_step;
+  int64_t tile_step, grad_tile_step;
+
+  FASTLOSS_LANE_FN void of_class(int64_t c) const {
+    __builtin_prefetch(logits + c * class_step, 0, 2);
+    __builtin_prefetch(grad + c * grad_class_step, 1, 2);
+  }
+  void next_tile() {
+    logits += tile_step;
+    grad += grad_tile_step;
+  }
 };
 
 // How many tiles are finished together: while one waits for its logarithms and divisions, the others compute theirs.
 constexpr int kTogether = 4;
 
-// Walks decisions [begin, end) some tiles at a time. fuse(staged, tiles, position, next) finds their logits in
+// Walks decisions [begin, end) some tiles at a time. fuse(staged, tiles, position, fetch) finds their logits in
 // staged [tiles, C], of W decisions each. What it leaves there becomes their gradients: gradient_of(staged + i * C, i),
 // for the i-th of them, is a function of the class.
 template <class T, class Fuse, class GradientOf>
@@ -173,6 +186,8 @@ inline void for_each_tiles(const SoftmaxParams& params, bool streaming, int64_t 
   const int most_strided = strided ? int(std::clamp<int64_t>(262144 / tile_size, 1, 16)) : 1;
   const int together = int(std::clamp<int64_t>(8192 / tile_size, 1, kTogether));
   std::unique_ptr<V[]> staged(new V[C * std::max(most_strided, together)]);
+  const bool fetches_grad = grad && grad != input;
+  const T* in_cache = reinterpret_cast<const T*>(staged.get());  // to fetch where there is nothing to fetch
   auto to_gradient = [&](V* tile, int i) {
     auto gradient_at = gradient_of(tile, i);
     for (int64_t c = 0; c < C; ++c) tile[c] = gradient_at(c);
@@ -187,9 +202,14 @@ inline void for_each_tiles(const SoftmaxParams& params, bool streaming, int64_t 
       positions.advance((tiles - 1) * W);
       load_strided(input, layout, first, tiles, C, staged.get());
       for (int i = 0; i < tiles; i += together) {
-        Next<T> next = {input + first.input[0] + (tiles + i) * W, W, layout.class_stride};
+        Fetch<T> fetch = {input + first.input[0] + (tiles + i) * W, layout.class_stride, in_cache, W, W, 0};
+        if (fetches_grad && !streaming) {
+          fetch.grad = grad + first.grad[0] + i * W;
+          fetch.grad_class_step = layout.grad_class_stride;
+          fetch.grad_tile_step = W;
+        }
         const int group = std::min(together, tiles - i);
-        fuse(staged.get() + i * C, group, position + i * W, next);
+        fuse(staged.get() + i * C, group, position + i * W, fetch);
         for (int k = 0; grad && k < group; ++k) to_gradient(staged.get() + (i + k) * C, k);
       }
       if (grad) store_strided(grad, layout, first, tiles, C, staged.get(), streaming);
@@ -201,8 +221,13 @@ inline void for_each_tiles(const SoftmaxParams& params, bool streaming, int64_t 
         where[i].take(positions, int(std::min<int64_t>(end - position - i * W, W)));
         load_tile(input, layout, where[i], C, staged.get() + i * C);
       }
-      Next<T> next = {input + where[0].input[0] + tiles * W * where[0].input_step, W * where[0].input_step, W};
-      fuse(staged.get(), tiles, position, next);
+      const int64_t step = W * where[0].input_step;
+      Fetch<T> fetch = {input + where[0].input[0] + tiles * step, W, in_cache, W, step, 0};
+      if (fetches_grad) {
+        fetch.grad = grad + where[0].grad[0];
+        fetch.grad_tile_step = W * where[0].grad_step;
+      }
+      fuse(staged.get(), tiles, position, fetch);
       for (int i = 0; grad && i < tiles; ++i) {
         V* tile = staged.get() + i * C;
         if constexpr (W == 16) {  // twice the registers: the transpose fits beside them
@@ -325,8 +350,8 @@ struct SoftmaxBlock {
     Sum sum;
     TileSoftmax found[kTogether];
     Gradient gradient[kTogether];
-    auto fused = [&](V* staged, int tiles, int64_t position, Next<T> next) {
-      fuse(staged, tiles, position, end, next, found, gradient, sum);
+    auto fused = [&](V* staged, int tiles, int64_t position, Fetch<T> fetch) {
+      fuse(staged, tiles, position, end, fetch, found, gradient, sum);
     };
     auto gradient_of = [&](const V* staged, int i) {
       return [=, this, target = found[i].target, valid = found[i].valid, of_tile = gradient[i]](int64_t c)
@@ -347,13 +372,13 @@ struct SoftmaxBlock {
   };
 
   // staged [tiles, C]: logits in, exponentials out. Adds the losses to sum, or writes them where reduction is none.
-  void fuse(V* staged, int tiles, int64_t position, int64_t end, Next<T> next, TileSoftmax* found, Gradient* gradient,
+  void fuse(V* staged, int tiles, int64_t position, int64_t end, Fetch<T> fetch, TileSoftmax* found, Gradient* gradient,
             Sum& sum) const {
     const int64_t C = params.C;
     for (int i = 0; i < tiles; ++i) {
       int count = int(std::min<int64_t>(end - position - i * W, W));
-      found[i] = exponentials(staged + i * C, position + i * W, count, next);
-      next.x += next.tile_step;
+      found[i] = exponentials(staged + i * C, position + i * W, count, fetch);
+      fetch.next_tile();
     }
     for (int i = 0; i < tiles; ++i) {
       const TileSoftmax& tile = found[i];
@@ -370,7 +395,7 @@ struct SoftmaxBlock {
   }
 
   // staged [C]: logits in, exponentials out, and 0 for the decisions that are ignored.
-  TileSoftmax exponentials(V* staged, int64_t position, int count, const Next<T>& next) const {
+  TileSoftmax exponentials(V* staged, int64_t position, int count, const Fetch<T>& fetch) const {
     const int32_t C = int32_t(params.C);
     M target = load_targets<M>(params, position, count);
     M valid = target != M{} - 1;
@@ -382,7 +407,7 @@ struct SoftmaxBlock {
     for (int32_t c = 1; c < C; ++c) softmax.max = max(staged[c], softmax.max);
     M c_lanes = {};  // c; counting is cheaper than bringing c into a vector
     for (int32_t c = 0; c < C; ++c, c_lanes += 1) {
-      __builtin_prefetch(next.x + c * next.class_step, 0, 2);
+      fetch.of_class(c);
       V x = staged[c];
       V shifted = x - softmax.max;
       V e = exp(shifted);
@@ -469,6 +494,7 @@ struct SoftmaxBlock {
     for (; c < whole; c += W) high[0] = max(load(x + c), high[0]);
     const V highest = V{} + max_lane(max(max(high[0], high[1]), max(high[2], high[3])));
 
+    const T* written = row.grad && !row.streams ? row.grad : x;  // soon, and a miss would hold up the stores behind it
     V sum[2] = {};
     V weighted = {};
     auto exponential = [&](V logits, int64_t at, V& into) {
@@ -481,6 +507,8 @@ struct SoftmaxBlock {
     auto two_vectors = [&](int64_t at) {
       __builtin_prefetch(next + at, 0, 2);
       __builtin_prefetch(next + at + W, 0, 2);
+      __builtin_prefetch(written + at, 1, 2);
+      __builtin_prefetch(written + at + W, 1, 2);
       V a = exponential(load(x + at), at, sum[0]);
       V b = exponential(load(x + at + W), at + W, sum[1]);
       if constexpr (smooths) weighted += weights_at(at) * a + weights_at(at + W) * b;
@@ -660,9 +688,9 @@ struct GhmcBlock {
   }
 
   void tiles(int64_t begin, int64_t end, Sum& sum) const {
-    auto gradients = [&](V* staged, int tiles, int64_t position, Next<T> next) {
-      for (int i = 0; i < tiles; ++i, next.x += next.tile_step) {
-        tile_gradient(staged + i * params.C, position + i * W, end, next, sum);
+    auto gradients = [&](V* staged, int tiles, int64_t position, Fetch<T> fetch) {
+      for (int i = 0; i < tiles; ++i, fetch.next_tile()) {
+        tile_gradient(staged + i * params.C, position + i * W, end, fetch, sum);
       }
     };
     auto gradient_of = [](const V* staged, int) { return [staged](int64_t c) FASTLOSS_LAMBDA { return staged[c]; }; };
@@ -670,7 +698,7 @@ struct GhmcBlock {
   }
 
   // staged [C]: logits in, gradient out.
-  void tile_gradient(V* staged, int64_t position, int64_t end, const Next<T>& next, Sum& sum) const {
+  void tile_gradient(V* staged, int64_t position, int64_t end, const Fetch<T>& fetch, Sum& sum) const {
     const int32_t C = int32_t(params.C);
     const int count = int(std::min<int64_t>(end - position, W));
     const M target = load_targets<M>(params, position, count);
@@ -681,7 +709,7 @@ struct GhmcBlock {
     const bool ignores = any(~valid);
     M c_lanes = {};
     for (int32_t c = 0; c < C; ++c, c_lanes += 1) {
-      __builtin_prefetch(next.x + c * next.class_step, 0, 2);
+      fetch.of_class(c);
       V g = exp(staged[c] - largest) * probability - select(target == c_lanes, onehot, V{});
       staged[c] = ignores ? select(valid, g, V{}) : g;  // whatever the logits: 0 * nan is not 0
     }
