@@ -333,9 +333,8 @@ FASTLOSS_LANE_FN u16 high_halves(u16x2 x, std::integer_sequence<int, I...>) {
 }
 FASTLOSS_LANE_FN f32 widen(u16 x, bfloat16) { return to_high_halves(x, std::make_integer_sequence<int, 2 * W>{}); }
 #if defined(FASTLOSS_AVX512_BF16)
-FASTLOSS_LANE_FN u16 narrow(f32 x, bfloat16) {
-  return (u16)_mm512_cvtneps_pbh((__m512)x);
-}  // subnormal numbers to zero
+// Subnormal numbers become zero.
+FASTLOSS_LANE_FN u16 narrow(f32 x, bfloat16) { return (u16)_mm512_cvtneps_pbh((__m512)x); }
 #else
 FASTLOSS_LANE_FN u16 narrow(f32 x, bfloat16) {  // as below, with masks
   const __m512i b = (__m512i)x;
