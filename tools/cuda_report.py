@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "csrc/cuda/ops.cu"
 
 # Whose logits lie side by side. The others: targets, a class dimension with strides, gradients with gaps.
-WIDE_READERS = {"scale_dense", "sigmoid_histogram", "sigmoid_loss", "softmax_rows", "softmax_tile"}
-WIDE_WRITERS = WIDE_READERS - {"sigmoid_histogram"}
+WIDE_READERS = {"scale_dense", "scale_strided", "sigmoid_count", "sigmoid_loss", "softmax_rows", "softmax_tile"}
+WIDE_WRITERS = WIDE_READERS - {"sigmoid_count"}
 COUNTS_ONLY = "CountNorms"  # the loss that writes no gradient
 
 
