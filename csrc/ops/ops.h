@@ -93,11 +93,11 @@ SoftmaxCall softmax_call(Gradient gradient, const Tensor& input, const Tensor& t
 }
 
 template <int32_t row>
-SigmoidCall sigmoid_call(Gradient gradient, const Tensor& input, const Tensor& target, const OptionalTensor& mask,
-                         double alpha, double parameter, int64_t reduction) {
+SigmoidCall sigmoid_call(Gradient gradient, const Tensor& input, const Tensor& target, double alpha, double parameter,
+                         int64_t reduction) {
   check_alpha(alpha);
   check_parameter(SigmoidLosses::rows[row], parameter);
-  SigmoidCall call(gradient, input, target, mask, reduction);
+  SigmoidCall call(gradient, input, target, std::nullopt, reduction);
   call.params.loss_row = row;
   call.params.alpha = alpha;
   call.params.parameter = parameter;
