@@ -186,6 +186,7 @@ def _is_seen(grad_output) -> bool:
     return (
         type(grad_output) is not Tensor
         or torch_private.dispatch_modes() > 0
+        or torch_private.is_batched(grad_output)
         or (transforms is not None and transforms())
     )
 

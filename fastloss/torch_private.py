@@ -15,7 +15,7 @@ def _attribute(path: str):
     return found
 
 
-def _always() -> bool:
+def _always(*_args) -> bool:
     return True
 
 
@@ -24,6 +24,9 @@ transforms_active = _attribute("_C._are_functorch_transforms_active")
 
 # How many TorchDispatchModes (fake tensors, make_fx, ...) see each operation. Fallback: take it that some do.
 dispatch_modes = _attribute("_C._len_torch_dispatch_stack") or _always
+
+# Whether is_grads_batched has put several gradients into this one. Fallback: take it that it has.
+is_batched = _attribute("_C._functorch.is_legacy_batchedtensor") or _always
 
 # Whether this backward pass keeps the graph for another one. Fallback: it may.
 keeps_graph = _attribute("_C._autograd._get_current_graph_task_keep_graph") or _always
