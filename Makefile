@@ -2,9 +2,10 @@
 # make test      every test
 # make bench     every benchmark (bench-quick: under three minutes)
 # make wheel     the wheel in dist/, with CUDA kernels where nvcc is found
+# make build     compiles what has changed since the last time
 # make lint      ruff and clang-format
 #
-# Everything installs into .venv first. `make TORCH=2.14.1 VENV=.venv-2.14 test` takes another torch.
+# Everything installs into .venv and builds first. `make TORCH=2.14.1 VENV=.venv-2.14 test` takes another torch.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,10 +19,10 @@ BIN = $(VENV)/bin
 SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 INSTALLED = $(VENV)/.installed-$(TORCH)
 
-.PHONY: compare test bench bench-quick wheel lint format install
+.PHONY: build compare test bench bench-quick wheel lint format install
 .DEFAULT_GOAL := compare
 
-$(INSTALLED): setup.py pyproject.toml $(SOURCES)
+$(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) numpy ninja 'setuptools>=77' wheel
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[ner,dev]'
@@ -29,11 +30,15 @@ $(INSTALLED): setup.py pyproject.toml $(SOURCES)
 
 install: $(INSTALLED)
 
-compare: install
+# What is compiled and when, setup.py says (ninja): objects are kept in build/.
+build: install
+	$(BIN)/python setup.py --quiet build_ext --inplace
+
+compare: build
 	$(BIN)/fastloss compare $(ARGS)
 
 # A process a core, one thread each; the tests of threads set their own number.
-test: install
+test: build
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses auto --dist worksteal $(ARGS)
 
 # Large buffers go back to the system and fault in again, which then is most of what is timed; so both are measured.
@@ -42,7 +47,7 @@ BENCH = $(BIN)/python -m pytest benchmarks -W ignore --benchmark-min-rounds=7 --
 # The cases that have a bar to meet are measured once more, for longer.
 BARS = -m bar --benchmark-max-time=4
 
-bench: install
+bench: build
 	mkdir -p runs
 	$(RECYCLED) $(BENCH) --benchmark-max-time=2 --benchmark-json=runs/bench-recycled.json
 	$(RECYCLED) $(BENCH) $(BARS) --benchmark-json=runs/bench-bars.json
@@ -51,7 +56,7 @@ bench: install
 	$(BIN)/python benchmarks/report.py runs/bench-recycled.json runs/bench-bars.json runs/bench-default.json \
 		runs/bench-avx2.json --output benchmarks
 
-bench-quick: install
+bench-quick: build
 	mkdir -p runs
 	$(RECYCLED) $(BENCH) -m quick --benchmark-max-time=2 --benchmark-json=runs/bench-quick.json
 	$(BIN)/python benchmarks/report.py runs/bench-quick.json

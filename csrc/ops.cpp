@@ -1,10 +1,7 @@
-// The ops' schemas, the checks of their arguments, and the Python module that says what was built.
+// The ops' schemas and the checks of their arguments.
 //
 // std::invalid_argument becomes Python's ValueError, std::out_of_range IndexError.
 #include "ops.h"
-
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <cmath>
@@ -294,18 +291,6 @@ GhmState check_ghm(const Tensor& input, int64_t bins, double momentum, const std
   return state;
 }
 
-std::vector<std::string> cpu_capabilities();
-std::string cpu_capability();
-
-namespace {
-
-std::vector<std::string> split(const char* words) {
-  std::istringstream stream(words);
-  return {std::istream_iterator<std::string>(stream), {}};
-}
-
-}  // namespace
-
 }  // namespace fastloss
 
 // grad is where the gradient of the summed or averaged loss (of each decision's loss, for reduction 'none') is written,
@@ -330,19 +315,4 @@ STABLE_TORCH_LIBRARY(fastloss, m) {
       "Tensor(c!)? num_updates, int bins, float momentum, str normalizer, bool bias_correction, bool training, "
       "str reduction, float grad_scale) -> (Tensor loss, Tensor bin_weight)");
   m.def("scale_gradient(Tensor(a!) grad, Tensor grad_output, float factor) -> ()");
-}
-
-PYBIND11_MODULE(_C, m) {
-  m.doc() = "What was built and what was chosen; the ops are in torch.ops.fastloss.";
-  m.def("build_info", [] {
-    pybind11::dict info;
-    info["version"] = FASTLOSS_VERSION;
-    info["compiler"] = FASTLOSS_COMPILER;
-    info["torch_abi"] = "2.13";
-    info["cuda_version"] = *FASTLOSS_CUDA_VERSION ? pybind11::cast(FASTLOSS_CUDA_VERSION) : pybind11::none();
-    info["cuda_architectures"] = fastloss::split(FASTLOSS_CUDA_ARCHITECTURES);
-    info["cpu_capabilities"] = fastloss::cpu_capabilities();
-    info["cpu_capability"] = fastloss::cpu_capability();
-    return info;
-  });
 }

@@ -6,11 +6,14 @@
 >>> fastloss.focal_loss(logits, target, gamma=2.0).backward()
 """
 
-import torch  # noqa: F401  its libraries, which the compiled one needs, have to be loaded first
+from pathlib import Path
+
+import torch
 
 try:
-    from . import _C
-except ImportError as error:
+    torch.ops.load_library(Path(__file__).with_name("libfastloss_ops.so"))
+    from . import _C  # which is linked to it
+except (ImportError, OSError) as error:
     raise ImportError(
         f"fastloss's compiled library cannot be loaded ({error}); build it with 'pip install .' in the folder of the "
         "sources (or 'pip install --no-build-isolation -e .' to work on them). It needs torch >= 2.13."
