@@ -145,9 +145,8 @@ Tensor empty_like_device(const Tensor& like, const std::vector<int64_t>& sizes, 
                        : dtype == ScalarType::Long ? aoti_torch_dtype_int64()
                                                    : aoti_torch_dtype_float32();
   AtenTensorHandle tensor;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), type,
-                                                         int32_t(like.device().type()), like.get_device_index(),
-                                                         &tensor));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), type,
+                                                  int32_t(like.device().type()), like.get_device_index(), &tensor));
   return Tensor(tensor);
 }
 

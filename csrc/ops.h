@@ -3,7 +3,7 @@
 // A device is a struct with softmax_loss, softmax_histogram and sigmoid_loss. They take the parameters, and the input
 // for where it lies. Its file ends in STABLE_TORCH_LIBRARY_IMPL(fastloss, <key>, m) { register_losses<Device>(m); }.
 //
-// Only torch's stable ABI: what is built here loads with every torch from 2.13 on.
+// Only torch's stable ABI: what is built here loads with every torch from 2.10 on.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

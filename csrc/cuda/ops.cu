@@ -9,6 +9,7 @@
 #include "scale_gradient.cuh"
 #include "sigmoid_loss.cuh"
 #include "softmax_launch.cuh"
+#include "stream.h"
 
 namespace fastloss {
 
@@ -20,11 +21,10 @@ template <class Launch>
 void run_on_device_of(const Tensor& input, size_t workspace_bytes, const Launch& launch) {
   const int device = input.get_device_index();
   torch::stable::accelerator::DeviceGuard guard(device);
-  auto stream = torch::stable::accelerator::getCurrentStream(device);
   Tensor workspace = empty_like_device(input, {int64_t(workspace_bytes + 7) / 8}, torch::headeronly::ScalarType::Long);
   cudaError_t error = cudaSetDevice(device);  // tells this library's own copy of the CUDA runtime, too
   if (error == cudaSuccess) {
-    error = launch(workspace.mutable_data_ptr(), static_cast<cudaStream_t>(stream.nativeHandle()));
+    error = launch(workspace.mutable_data_ptr(), current_stream(device));
   }
   if (error != cudaSuccess) {
     cudaGetLastError();  // so that the next call does not report it
