@@ -6,7 +6,7 @@
 // A loss has four ops, whose schemas are in schemas.cpp: `name` returns the loss, `name.with_grad` the gradient too,
 // `name.inplace` writes the gradient over the input, and `name.schedule` says which kernels a call would take.
 //
-// Only torch's stable ABI: what is built here loads with every later torch.
+// Only torch's stable ABI: what is built here loads with every torch from 2.10 on.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
