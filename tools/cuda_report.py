@@ -54,7 +54,7 @@ def compile_report(architecture):
 
     with tempfile.TemporaryDirectory() as folder:
         command = ["nvcc", "-cubin", f"-arch=sm_{architecture.replace('.', '')}", "-std=c++20", "-O3", "-Xptxas=-v"]
-        command += ["--expt-relaxed-constexpr", "-DTORCH_TARGET_VERSION=0x020d000000000000"]
+        command += ["--expt-relaxed-constexpr", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
         command += [f"-I{path}" for path in include_paths()]
         command += ["--keep", f"--keep-dir={folder}", "-o", f"{folder}/ops.cubin", str(SOURCE)]
         result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -11,6 +11,7 @@
 #include "scale_gradient.cuh"
 #include "sigmoid.cuh"
 #include "softmax_launch.cuh"
+#include "stream.h"
 
 namespace fastloss {
 
@@ -22,16 +23,23 @@ void check(cudaError_t error) {
   throw std::runtime_error(std::string("fastloss could not launch a CUDA kernel: ") + cudaGetErrorString(error) + ".");
 }
 
+struct RelaxedCapture {
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  RelaxedCapture() { check(cudaThreadExchangeStreamCaptureMode(&mode)); }
+  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode); }  // what it was
+};
+
 // Calls launch(workspace, stream) on input's device and its current stream. Never synchronises. Torch's allocator gives
 // the workspace to nobody else before the stream is through with it.
 template <class Launch>
 void run_on_device_of(const Tensor& input, size_t workspace_bytes, const Launch& launch) {
   const int device = input.get_device_index();
   torch::stable::accelerator::DeviceGuard guard(device);
-  auto stream = torch::stable::accelerator::getCurrentStream(device);
   Tensor workspace = empty_workspace(input, int64_t(workspace_bytes));
   check(cudaSetDevice(device));  // tells this library's own copy of the CUDA runtime, too
-  check(launch(workspace.mutable_data_ptr(), static_cast<cudaStream_t>(stream.nativeHandle())));
+  // A kernel is loaded when it is first launched; while its stream is captured, that is allowed only in this mode.
+  const RelaxedCapture relaxed;
+  check(launch(workspace.mutable_data_ptr(), current_stream(device)));
 }
 
 }  // namespace

@@ -347,7 +347,7 @@ extern "C" int schedule_code(const Params* params) {
         ignore_index=-100,
         label_smoothing=0.0,
         gamma=0.0,
-        **settings,
+        **options,
     ):
         """name: the function's in the package; options and the result are run_loss's."""
         params = self.params(input, grad, target, ignore_index)
