@@ -67,20 +67,35 @@ __device__ __forceinline__ double block_max(double value) { return block_combine
 // Whether this block is the last of the grid to come here; if so, it sees what the others wrote before.
 __device__ __noinline__ inline bool is_last_block(uint32_t* ticket) {
   __shared__ bool last;
-  __threadfence();  // what this thread wrote is visible before the ticket is
-  __syncthreads();  // every thread has fenced
-  if (threadIdx.x == 0) last = atomicAdd(ticket, 1u) == gridDim.x - 1;  // integer: who is last may differ, no sum does
-  __syncthreads();                                                      // last is written
-  if (last) __threadfence();                                            // reads after the ticket
+  __syncthreads();  // every thread has written
+  if (threadIdx.x == 0) {
+    uint32_t before;
+    // Releases what the block wrote, by way of the barrier, and acquires what the others did: one fence a block. An
+    // integer: who is last may differ, no sum does.
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
+                 : "=r"(before)
+                 : "l"(__cvta_generic_to_global(ticket))
+                 : "memory");
+    last = before == gridDim.x - 1;
+  }
+  __syncthreads();  // last is written, and no thread reads before the ticket
   return last;
 }
 
-// Adds partials [count] in a fixed order; the sum is in thread 0. Past the L1 cache: other blocks wrote them.
-__device__ __noinline__ inline double ordered_sum(const double* partials, int count) {
+// A thread's part of the sum of partials [count], in a fixed order: every step-th from first on. Past the L1 cache:
+// other blocks wrote them.
+__device__ __noinline__ inline double strided_sum(const double* partials, int count, int first, int step) {
+  constexpr int batch = 8;  // loads in flight: the GPU waits for this
   double sum = 0;
-#pragma unroll 4
-  for (int i = threadIdx.x; i < count; i += blockDim.x) sum += __ldcg(partials + i);
-  return block_sum(sum);
+#pragma unroll 1
+  for (; first < count; first += batch * step) {
+    double part[batch];
+#pragma unroll
+    for (int b = 0; b < batch; ++b) part[b] = first + b * step < count ? __ldcg(partials + first + b * step) : 0.0;
+#pragma unroll
+    for (int b = 0; b < batch; ++b) sum += part[b];
+  }
+  return sum;
 }
 
 // The power of two that float16 gradients of up to `bound` are stored times. Called by every thread; one writes it.
@@ -97,7 +112,7 @@ __device__ void reduce_loss(double value, double denominator, Scratch* scratch, 
   double sum = block_sum(value);
   if (threadIdx.x == 0) scratch->loss[blockIdx.x] = sum;
   if (!is_last_block(&scratch->loss_ticket)) return;
-  sum = ordered_sum(scratch->loss, gridDim.x);
+  sum = block_sum(strided_sum(scratch->loss, gridDim.x, threadIdx.x, blockDim.x));
   if (threadIdx.x == 0) *loss = S(sum / denominator);
 }
 

@@ -165,8 +165,7 @@ struct SoftmaxBlock {
   __device__ double mean_denominator() const {
     __shared__ double shared_sum;
     if (threadIdx.x < 32) {  // one warp: every block of the grid does this
-      double sum = 0;
-      for (int i = threadIdx.x; i < launch.denominator_parts; i += 32) sum += launch.scratch->denominator[i];
+      double sum = strided_sum(launch.scratch->denominator, launch.denominator_parts, threadIdx.x, 32);
 #pragma unroll 1
       for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_down_sync(0xffffffff, sum, offset);
       if (threadIdx.x == 0) shared_sum = sum;

@@ -53,7 +53,7 @@ cudaError_t launch_softmax_before(SoftmaxLaunch& launch, cudaStream_t stream) {
   }
   // Without a sum over decisions there is no ticket and no denominator.
   if (params.reduction == Reduction::none && !params.weight) return cudaSuccess;
-  launch.denominator_parts = num_blocks(params.N, 16 * kCountThreads, kMaxCountBlocks);
+  launch.denominator_parts = num_blocks(params.N, 4 * kCountThreads, kMaxCountBlocks);
   return launch_kernel(count_targets<Compute<T>>, launch.denominator_parts, kCountThreads, 0, stream, params,
                        launch.scratch);
 }

@@ -13,12 +13,39 @@
 namespace fastloss {
 
 // The class of a decision, or -1 where it is ignored. A target out of range ends the kernel: nothing is read there.
-__device__ __forceinline__ int32_t target_of(const SoftmaxParams& params, int64_t position) {
-  int64_t y = params.target_is_int64 ? static_cast<const int64_t*>(params.target)[position]
-                                     : static_cast<const int32_t*>(params.target)[position];
+__device__ __forceinline__ int32_t class_of(const SoftmaxParams& params, int64_t y) {
   if (y == params.ignore_index) return -1;
   assert(y >= 0 && y < params.C && "target should be in [0, C) or ignore_index");
   return int32_t(y);  // C is below 2^31
+}
+
+__device__ __forceinline__ int64_t load_target(const SoftmaxParams& params, int64_t position) {
+  return params.target_is_int64 ? static_cast<const int64_t*>(params.target)[position]
+                                : static_cast<const int32_t*>(params.target)[position];
+}
+
+__device__ __forceinline__ int32_t target_of(const SoftmaxParams& params, int64_t position) {
+  return class_of(params, load_target(params, position));
+}
+
+// A thread's part of the sum of weight[target], or of the number of targets. Four loads are in flight.
+template <class S, class Target>
+__device__ double sum_of_targets(const SoftmaxParams& params, const Target* target) {
+  constexpr int batch = 4;
+  const S* weight = static_cast<const S*>(params.weight);
+  const int64_t step = int64_t(gridDim.x) * kCountThreads;
+  double sum = 0;
+  for (int64_t i = int64_t(blockIdx.x) * kCountThreads + threadIdx.x; i < params.N; i += batch * step) {
+    Target y[batch];
+#pragma unroll
+    for (int b = 0; b < batch; ++b) y[b] = target[min(i + b * step, params.N - 1)];
+#pragma unroll
+    for (int b = 0; b < batch; ++b) {
+      int32_t c = i + b * step < params.N ? class_of(params, y[b]) : -1;
+      if (c >= 0) sum += weight ? double(weight[c]) : 1.0;
+    }
+  }
+  return sum;
 }
 
 // Leaves in scratch: the sum of weight[target] (or the number of targets) over the decisions that are not ignored, in
@@ -27,13 +54,9 @@ template <class S>
 __global__ void __launch_bounds__(kCountThreads)
     count_targets(const __grid_constant__ SoftmaxParams params, Scratch* scratch) {
   const S* weight = static_cast<const S*>(params.weight);  // [C]
-  double sum = 0;
-  int64_t step = int64_t(gridDim.x) * kCountThreads;
-  for (int64_t i = int64_t(blockIdx.x) * kCountThreads + threadIdx.x; i < params.N; i += step) {
-    int32_t y = target_of(params, i);
-    if (y >= 0) sum += weight ? double(weight[y]) : 1.0;
-  }
-  sum = block_sum(sum);
+  double sum =
+      block_sum(params.target_is_int64 ? sum_of_targets<S>(params, static_cast<const int64_t*>(params.target))
+                                       : sum_of_targets<S>(params, static_cast<const int32_t*>(params.target)));
   if (threadIdx.x == 0) scratch->denominator[blockIdx.x] = sum;
   if (blockIdx.x > 0) return;
   if (threadIdx.x == 0) scratch->loss_ticket = 0;
