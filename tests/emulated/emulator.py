@@ -196,7 +196,7 @@ class Emulated:
     def __init__(self, ptxsim, source, Params):
         self.ptxsim = ptxsim
         includes, flags = [str(CSRC / "cuda")], ["--expt-relaxed-constexpr"]
-        self.lib = ptxsim.HostLib(source, arch="sm_80", includes=includes, flags=flags, std="c++20")
+        self.lib = ptxsim.HostLib(source, arch="sm_90", includes=includes, flags=flags, std="c++20")
         self.host = self.lib.lib
         assert self.host.params_bytes() == C.sizeof(Params), f"{Params.__name__} is not csrc/losses/params.h's"
         self.host.schedule_name.restype = C.c_char_p
