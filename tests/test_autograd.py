@@ -46,7 +46,7 @@ def test_gradcheck(loss, reduction, device):
 
 @pytest.mark.parametrize("loss", ["smoothing", "focal_0.7", "ghmc"])
 def test_gradcheck_of_other_shapes(loss, device):
-    for shape in [(4,), (1, 3, 2, 2), (1, NARROW), (1, WIDE)]:
+    for shape in [(4,), (1, 3, 2, 2), (3, NARROW), (3, WIDE)]:
         x, function = make(loss, shape, torch.float64, device)
         if loss != "ghmc":
             weight = torch.rand(shape[min(len(shape) - 1, 1)], dtype=torch.float64, device=device)
