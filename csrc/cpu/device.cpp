@@ -117,7 +117,7 @@ void write_loss(const Params& params, double loss) {
 // GHM-C's first pass: what it finds of every decision, and the bins' counts. In grad, where the second pass only has to
 // multiply it, cross entropy's gradient.
 struct FirstPass {
-  std::unique_ptr<char[]> values;     // [3, N] in the compute type
+  std::unique_ptr<char[]> values;       // [3, N] in the compute type
   std::unique_ptr<int32_t[]> own_bins;  // [N], unless the caller wants them
   GhmcDecisions found;
   SharedCounts histogram;
@@ -183,8 +183,7 @@ struct Cpu {
     if (params.ghmc) {
       const FirstPass first(params, schedule, nullptr);
       write_bin_weights(params.ghm, first.histogram.counts, params.bin_weight);
-      scale.stored =
-          write_stored_scale(params, largest_of(params.bin_weight, params.ghm.bins), scale.denominator);
+      scale.stored = write_stored_scale(params, largest_of(params.bin_weight, params.ghm.bins), scale.denominator);
       sum = sum_of_blocks(params.N, schedule.block_size, [&](int64_t begin, int64_t end) {
         return isa.softmax_ghmc(params, schedule, scale, first.found, begin, end);
       });
@@ -262,8 +261,13 @@ struct Cpu {
   static ScaleParams as_one_class(ScaleParams params) {
     params.N *= params.C;
     params.C = 1;
-    params.layout = {.ndim = 1, .size = {params.N}, .stride = {1}, .grad_stride = {1}, .class_stride = 1,
-                     .grad_class_stride = 1, .extent = params.N};
+    params.layout = {.ndim = 1,
+                     .size = {params.N},
+                     .stride = {1},
+                     .grad_stride = {1},
+                     .class_stride = 1,
+                     .grad_class_stride = 1,
+                     .extent = params.N};
     return params;
   }
 };

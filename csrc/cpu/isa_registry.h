@@ -31,8 +31,8 @@ struct GhmcDecisions {
 // Each works on decisions [begin, end). Those that return a double return the sum of the losses.
 struct Isa {
   const char* name;
-  bool streams;         // has stores past the caches, of up to 32 bits an element
-  bool only_bfloat16;   // other dtypes: the instruction set before it
+  bool streams;        // has stores past the caches, of up to 32 bits an element
+  bool only_bfloat16;  // other dtypes: the instruction set before it
   TargetSum (*scan_targets)(const SoftmaxParams&, int64_t begin, int64_t end);
   // Loss and gradient, of GHM-C the first pass, which leaves what it finds in the decisions unless they are null.
   double (*softmax)(const SoftmaxParams&, const Schedule&, const CallScale&, const GhmcDecisions*, int64_t begin,

@@ -136,10 +136,12 @@ constexpr NamedSchedule kSchedules[] = {
 };
 
 inline int64_t index_of(const Schedule& schedule, bool sigmoid, bool ghmc) {
-  return std::find_if(std::begin(kSchedules), std::end(kSchedules), [&](const NamedSchedule& named) {
-           return named.sigmoid == sigmoid && named.ghmc == ghmc && named.path == schedule.path &&
-                  named.output == schedule.output;
-         }) - std::begin(kSchedules);
+  return std::find_if(std::begin(kSchedules), std::end(kSchedules),
+                      [&](const NamedSchedule& named) {
+                        return named.sigmoid == sigmoid && named.ghmc == ghmc && named.path == schedule.path &&
+                               named.output == schedule.output;
+                      }) -
+         std::begin(kSchedules);
 }
 
 }  // namespace fastloss

@@ -1,10 +1,8 @@
 // GHM-C on W decisions at a time: the look-up of beta and the count of the gradient norms.
 #pragma once
 
-// clang-format off: the vectors come before the losses that are written in them
+#include "losses.h"
 #include "storage.h"
-#include "../../losses/ghmc_loss.h"
-// clang-format on
 
 namespace FASTLOSS_NAMESPACE {
 

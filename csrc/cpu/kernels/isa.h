@@ -38,7 +38,7 @@
   FASTLOSS_PRAGMA(clang attribute push(__attribute__((target(FASTLOSS_TARGET))), apply_to = function))
 #define FASTLOSS_END_KERNELS FASTLOSS_PRAGMA(clang attribute pop)
 #else
-#define FASTLOSS_BEGIN_KERNELS    \
+#define FASTLOSS_BEGIN_KERNELS      \
   FASTLOSS_PRAGMA(GCC push_options) \
   FASTLOSS_PRAGMA(GCC target(FASTLOSS_TARGET))
 #define FASTLOSS_END_KERNELS FASTLOSS_PRAGMA(GCC pop_options)

@@ -5,10 +5,8 @@
 // overwrite the logits.
 #pragma once
 
-// clang-format off: the vectors come before the losses that are written in them
 #include "ghm.h"
-#include "../../losses/table.h"
-// clang-format on
+#include "losses.h"
 
 namespace FASTLOSS_NAMESPACE {
 

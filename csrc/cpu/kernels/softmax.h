@@ -1,11 +1,9 @@
 // Softmax losses: loss and gradient of a block of decisions in one pass over the logits.
 #pragma once
 
-// clang-format off: the vectors come before the losses that are written in them
+#include "losses.h"
 #include "softmax_rows.h"
 #include "softmax_tiles.h"
-#include "../../losses/table.h"
-// clang-format on
 
 namespace FASTLOSS_NAMESPACE {
 

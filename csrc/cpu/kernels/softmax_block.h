@@ -1,10 +1,8 @@
 // What the tiles and the rows of a softmax loss have in common: the settings of a call, and the end of a decision.
 #pragma once
 
-// clang-format off: the vectors come before the losses that are written in them
+#include "losses.h"
 #include "storage.h"
-#include "../../losses/softmax.h"
-// clang-format on
 
 namespace FASTLOSS_NAMESPACE {
 
@@ -37,7 +35,10 @@ struct SoftmaxBlock {
 
   SoftmaxBlock(const SoftmaxParams& p, const Schedule& how, const CallScale& of_call, const GhmcDecisions* found,
                Loss functor)
-      : params(p), schedule(how), loss_of(functor), scale(p, of_call.stored, of_call.denominator, of_call.class_weights) {
+      : params(p),
+        schedule(how),
+        loss_of(functor),
+        scale(p, of_call.stored, of_call.denominator, of_call.class_weights) {
     if (found) {
       max_of = static_cast<S*>(found->max);
       sum_of = static_cast<S*>(found->sum);

@@ -3,15 +3,12 @@
 // not done, one exponential a logit.
 #pragma once
 
-// clang-format off: the vectors come before the losses that are written in them
 #include "ghm.h"
+#include "losses.h"
 #include "rows.h"
 #include "scale_gradient.h"
 #include "targets.h"
 #include "tiles.h"
-#include "../../losses/ghmc_loss.h"
-#include "../../losses/softmax.h"
-// clang-format on
 
 namespace FASTLOSS_NAMESPACE {
 
@@ -160,9 +157,8 @@ inline void softmax_bins_of(const SoftmaxParams& params, const GhmcDecisions& fo
 
 inline void softmax_bins(const SoftmaxParams& params, const GhmcDecisions& found, int64_t begin, int64_t end,
                          int64_t* counts) {
-  with_storage(params.dtype, [&](auto storage) {
-    softmax_bins_of<Compute<decltype(storage)>>(params, found, begin, end, counts);
-  });
+  with_storage(params.dtype,
+               [&](auto storage) { softmax_bins_of<Compute<decltype(storage)>>(params, found, begin, end, counts); });
 }
 
 }  // namespace FASTLOSS_NAMESPACE

@@ -75,7 +75,7 @@ struct SoftmaxRows : SoftmaxBlock<T, Loss> {
     const SoftmaxRows& block;
     const Pending& row;
     const V probability = V{} + row.gradient.probability, onehot = V{} + row.gradient.onehot;
-    int64_t c = row.to.first;                                         // the next class
+    int64_t c = row.to.first;                                       // the next class
     M to_target = lane_numbers<M>() + ScalarOf<M>(c - row.target);  // its lanes' distance from the target
 
     FASTLOSS_LANE_FN GradientWriter(const SoftmaxRows& rows, const Pending& pending) : block(rows), row(pending) {}

@@ -199,7 +199,6 @@ FASTLOSS_LANE_FN void scatter(T* base, OffsetOf offset_of, Vec<T> x, int n) {
   for (int lane = 0; lane < n; ++lane) *bits_at(base + offset_of(lane)) = y[lane];
 }
 
-
 // Calls with(T{}), T what dtype is stored as. With BF16 that is bfloat16 alone: avx512 has the others.
 template <class With>
 inline auto with_storage(DType dtype, const With& with) {

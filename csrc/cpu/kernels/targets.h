@@ -1,7 +1,7 @@
 // Targets of the softmax losses: reading W of them, checking them and adding up their weights.
 #pragma once
 
-#include "vector.h"
+#include "storage.h"
 
 namespace FASTLOSS_NAMESPACE {
 

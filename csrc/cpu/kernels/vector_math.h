@@ -1,5 +1,5 @@
-// The mathematics of csrc/losses on vectors, included by its math.h. Errors are the largest seen over every float of the
-// range (tests/test_lanes.py); double goes to <cmath> lane by lane.
+// The mathematics of csrc/losses on vectors, included by its math.h. Errors are the largest seen over every float of
+// the range (tests/test_lanes.py); double goes to <cmath> lane by lane.
 #pragma once
 
 #include "vector.h"
