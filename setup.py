@@ -1,4 +1,4 @@
-"""Builds fastloss's two libraries: the ops, for every torch from 2.13 on, and the small Python module fastloss._C.
+"""Builds fastloss's two libraries: the ops, for every torch from 2.10 on, and the small Python module fastloss._C.
 
 libfastloss_ops.so is loaded by torch.ops.load_library and knows torch's stable ABI and nothing of Python: every source
 in csrc but csrc/ops/module.cpp, which is fastloss._C. The C++ standard library and torch's headers are all they need;
@@ -28,17 +28,17 @@ try:
     from torch.utils.cpp_extension import include_paths, library_paths
 except ImportError:
     sys.exit(
-        "fastloss: building needs torch >= 2.13, which cannot be imported here; run 'pip install torch' first, or "
+        "fastloss: building needs torch >= 2.10, which cannot be imported here; run 'pip install torch' first, or "
         "leave out --no-build-isolation so that pip provides it."
     )
 
 VERSION = re.search(r'^version = "(.*)"', Path("pyproject.toml").read_text(), re.M).group(1)
 COMPILER = os.environ.get("CXX", "c++")
-TORCH_ABI = "2.13"
+TORCH_ABI = "2.10"
 # Turing to Blackwell; PTX of the last serves what comes after it.
 CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 
-COMMON_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", *(f"-isystem{path}" for path in include_paths())]
+COMMON_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", *(word for path in include_paths() for word in ("-isystem", path))]
 CXX_FLAGS = [
     "-fPIC",
     "-fvisibility=hidden",
@@ -47,7 +47,7 @@ CXX_FLAGS = [
     "-Wno-psabi",  # vectors wider than the baseline's registers never cross a call
 ]
 OPS_FLAGS = [
-    # 2.13 is 0x020d...: nothing newer than it is used.
+    # 2.10 is 0x020a...: nothing newer than it is used.
     "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*map(int, TORCH_ABI.split("."))),
 ]
 FALSE_WARNINGS = ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]  # inside g++'s own avx512fintrin.h
@@ -211,7 +211,7 @@ class BuildLibraries(build_ext):
 
     def link_module(self, ops):
         name = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
-        flags = [*COMMON_FLAGS, *CXX_FLAGS, f"-isystem{sysconfig.get_path('include')}"]
+        flags = [*COMMON_FLAGS, *CXX_FLAGS, "-isystem", sysconfig.get_path("include")]
         module = self.compile(MODULE, flags, suffix=sysconfig.get_config_var("EXT_SUFFIX"))
         return self.link(name, [module, ops], ["-Wl,-rpath,$ORIGIN"])
 

@@ -16,7 +16,7 @@ try:
 except (ImportError, OSError) as error:
     raise ImportError(
         f"fastloss's compiled library cannot be loaded ({error}); build it with 'pip install .' in the folder of the "
-        "sources (or 'pip install --no-build-isolation -e .' to work on them). It needs torch >= 2.13."
+        "sources (or 'pip install --no-build-isolation -e .' to work on them). It needs torch >= 2.10."
     ) from error
 
 from . import reference

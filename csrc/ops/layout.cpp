@@ -81,9 +81,9 @@ Tensor empty_on_device_of(const Tensor& like, const std::vector<int64_t>& sizes,
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t d = sizes.size(); d > 1; --d) strides[d - 2] = strides[d - 1] * std::max<int64_t>(sizes[d - 1], 1);
   AtenTensorHandle tensor;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(),
-                                                         dtype_code(dtype), int32_t(like.device().type()),
-                                                         like.get_device_index(), &tensor));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(),
+                                                  dtype_code(dtype), int32_t(like.device().type()),
+                                                  like.get_device_index(), &tensor));
   return Tensor(tensor);
 }
 

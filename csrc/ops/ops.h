@@ -6,7 +6,7 @@
 // A loss has four ops, whose schemas are in schemas.cpp: `name` returns the loss, `name.with_grad` the gradient too,
 // `name.inplace` writes the gradient over the input, and `name.schedule` says which kernels a call would take.
 //
-// Only torch's stable ABI: what is built here loads with every later torch.
+// Only torch's stable ABI: what is built here loads with every torch from 2.10 on.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -93,11 +93,11 @@ SoftmaxCall softmax_call(Gradient gradient, const Tensor& input, const Tensor& t
 }
 
 template <int32_t row>
-SigmoidCall sigmoid_call(Gradient gradient, const Tensor& input, const Tensor& target, const OptionalTensor& mask,
-                         double alpha, double parameter, int64_t reduction) {
+SigmoidCall sigmoid_call(Gradient gradient, const Tensor& input, const Tensor& target, double alpha, double parameter,
+                         int64_t reduction) {
   check_alpha(alpha);
   check_parameter(SigmoidLosses::rows[row], parameter);
-  SigmoidCall call(gradient, input, target, mask, reduction);
+  SigmoidCall call(gradient, input, target, std::nullopt, reduction);
   call.params.loss_row = row;
   call.params.alpha = alpha;
   call.params.parameter = parameter;

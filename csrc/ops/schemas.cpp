@@ -39,7 +39,7 @@ STABLE_TORCH_LIBRARY(fastloss, m) {
     define(m, row.name, "Tensor target, Tensor? weight, " + number(row) + "int ignore_index, int reduction", "");
   }
   for (const LossRow& row : SigmoidLosses::rows) {
-    define(m, row.name, "Tensor target, Tensor? mask, float alpha, " + number(row) + "int reduction", "");
+    define(m, row.name, "Tensor target, float alpha, " + number(row) + "int reduction", "");
   }
   define(m, "ghmc_loss", "Tensor target, " + kGhm + "int ignore_index, int reduction", ", Tensor bin_weight");
   define(m, "sigmoid_ghmc_loss", "Tensor target, Tensor? mask, " + kGhm + "int reduction", ", Tensor bin_weight");
