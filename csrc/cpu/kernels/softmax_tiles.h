@@ -34,8 +34,10 @@ struct SoftmaxTiles : SoftmaxBlock<T, Loss> {
       return [=, this, target = found[i].target, valid = found[i].valid, of_tile = gradient[i]](int64_t c)
                  FASTLOSS_LAMBDA {
                    V w = {};
-                   if constexpr (Loss::smooths) w = select(valid, V{} + weight_of(c), V{});
-                   return class_gradient<Loss>(of_tile, staged[c], target == M{} + ScalarOf<M>(c), w, scale);
+                   if constexpr (Loss::smooths) w += weight_of(c);
+                   V g = class_gradient<Loss>(of_tile, staged[c], target == M{} + ScalarOf<M>(c), w, scale);
+                   if constexpr (Loss::smooths) g = select(valid, g, V{});  // else all its parts are 0
+                   return g;
                  };
     };
     for_each_tile<T>(params, schedule, begin, end, compute, gradient_of);
