@@ -22,11 +22,11 @@ def cross_entropy(
     input, target, weight=None, *, ignore_index=-100, reduction="mean", label_smoothing=0.0, inplace_backward=False
 ):
     """``(1 - eps) * w[y] * nll + eps / C * sum_k w[k] * (logsumexp(x) - x[k])``: ``F.cross_entropy``, in float32."""
-    nll, valid = _softmax_nll(input, target, ignore_index)
+    nll, valid = softmax_nll(input, target, ignore_index)
     row_weight = _row_weight(weight, target, valid, nll)
     loss = row_weight * nll
     if label_smoothing:
-        class_dim = _class_dim(input)
+        class_dim = class_dim_of(input)
         weighted_nll = -_upcast(input).log_softmax(class_dim)  # [N, C, ...]
         if weight is not None:
             shape = [-1 if dim == class_dim else 1 for dim in range(input.dim())]
@@ -38,7 +38,7 @@ def cross_entropy(
 
 def focal_loss(input, target, weight=None, *, gamma=2.0, ignore_index=-100, reduction="mean", inplace_backward=False):
     """``w[y] * q**gamma * nll``."""
-    nll, valid = _softmax_nll(input, target, ignore_index)
+    nll, valid = softmax_nll(input, target, ignore_index)
     row_weight = _row_weight(weight, target, valid, nll)
     return _reduce(row_weight * _one_minus_p(nll) ** gamma * nll, row_weight.sum(), reduction)
 
@@ -59,8 +59,11 @@ def ghmc_loss(
     inplace_backward=False,
 ):
     """``beta[bin(q)] * nll`` with ``beta[b] = N / (n * R[b])``; beta is a constant of the backward pass."""
-    state = (momentum, normalizer, bias_correction, running_histogram, num_updates, training)
-    return _softmax_ghmc(input, target, lambda counts: _ghm_bin_weight(counts, *state), bins, ignore_index, reduction)
+    nll, valid = softmax_nll(input, target, ignore_index)
+    bin_index = _bin_index(_one_minus_p(nll), bins)
+    counts = _histogram(bin_index, valid, bins)
+    beta = _ghm_bin_weight(counts, momentum, normalizer, bias_correction, running_histogram, num_updates, training)
+    return weighted_nll(nll, valid, beta[bin_index], reduction)
 
 
 def sigmoid_focal_loss(input, target, *, alpha=0.25, gamma=2.0, reduction="none", inplace_backward=False):
@@ -91,17 +94,21 @@ def sigmoid_ghmc_loss(
     inplace_backward=False,
 ):
     """``beta[bin(g)] * bce(x, t)`` with ``g = |sigmoid(x) - t|`` over the decisions with ``mask > 0``."""
-    state = (momentum, normalizer, bias_correction, running_histogram, num_updates, training)
-    return _sigmoid_ghmc(input, target, mask, lambda counts: _ghm_bin_weight(counts, *state), bins, reduction)
+    nll, valid = sigmoid_nll(input, target, mask)
+    bin_index = _bin_index((_upcast(input).sigmoid() - target.to(nll.dtype)).abs(), bins)
+    counts = _histogram(bin_index, valid, bins)
+    beta = _ghm_bin_weight(counts, momentum, normalizer, bias_correction, running_histogram, num_updates, training)
+    # As mmdetection has it: a batch without any valid decision has the mean 0, not nan.
+    return weighted_nll(nll, valid, beta[bin_index], reduction, fewest=1)
 
 
 def gradient_norm_histogram(input, target, *, bins=10, ignore_index=-100):
     """``counts[b]`` = number of decisions with ``min(floor(q * bins), bins - 1) == b``; int64 [bins]."""
-    nll, valid = _softmax_nll(input, target, ignore_index)
+    nll, valid = softmax_nll(input, target, ignore_index)
     return _histogram(_bin_index(_one_minus_p(nll), bins), valid, bins)
 
 
-def _class_dim(input):
+def class_dim_of(input):
     return 0 if input.dim() == 1 else 1
 
 
@@ -110,13 +117,25 @@ def _upcast(input):
     return input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
 
 
-def _softmax_nll(input, target, ignore_index):
+def softmax_nll(input, target, ignore_index):
     """``(nll, valid)``, both of target's shape; an ignored row has nll 0 and no gradient."""
-    class_dim = _class_dim(input)
+    class_dim = class_dim_of(input)
     valid = target != ignore_index
     index = torch.where(valid, target, 0).long().unsqueeze(class_dim)
     nll = -_upcast(input).log_softmax(class_dim).gather(class_dim, index).squeeze(class_dim)
     return torch.where(valid, nll, 0), valid
+
+
+def sigmoid_nll(input, target, mask):
+    """``(nll, valid)``, both of input's shape; where mask is not > 0 nll is 0 and without gradient."""
+    x = _upcast(input)
+    valid = torch.ones_like(x, dtype=torch.bool) if mask is None else mask > 0
+    return torch.where(valid, _bce(x, target.to(x.dtype)), 0), valid
+
+
+def weighted_nll(nll, valid, beta, reduction, fewest=0):
+    """GHM-C once the weight of each decision is known. fewest: what "mean" divides by at least."""
+    return _reduce(beta.to(nll.dtype) * nll, valid.sum().clamp(min=fewest), reduction)
 
 
 def _bce(x, t):
@@ -128,22 +147,6 @@ def _bce(x, t):
 def _one_minus_p(nll):
     # The clamp keeps the slope finite: 0 * inf at nll = 0 with gamma < 1, inf * 0 at nll = inf.
     return -torch.expm1(-nll.clamp(torch.finfo(nll.dtype).tiny, 100))
-
-
-def _softmax_ghmc(input, target, bin_weight_of, bins, ignore_index, reduction):
-    """bin_weight_of: counts [bins] -> beta [bins]."""
-    nll, valid = _softmax_nll(input, target, ignore_index)
-    bin_index = _bin_index(_one_minus_p(nll), bins)
-    beta = bin_weight_of(_histogram(bin_index, valid, bins)).to(nll.dtype)
-    return _reduce(valid * beta[bin_index] * nll, valid.sum(), reduction)
-
-
-def _sigmoid_ghmc(input, target, mask, bin_weight_of, bins, reduction):
-    x, t = _upcast(input), target.to(_upcast(input).dtype)
-    valid = torch.ones_like(x, dtype=torch.bool) if mask is None else mask > 0
-    bin_index = _bin_index((x.sigmoid() - t).abs(), bins)
-    beta = bin_weight_of(_histogram(bin_index, valid, bins)).to(x.dtype)
-    return _reduce(beta[bin_index] * torch.where(valid, _bce(x, t), 0), valid.sum().clamp(min=1), reduction)
 
 
 def _row_weight(weight, target, valid, nll):

@@ -8,6 +8,8 @@ namespace fastloss {
 
 std::vector<std::string> cpu_capabilities();
 std::string cpu_capability();
+std::vector<std::string> cpu_schedule_names();
+std::vector<std::string> cuda_schedule_names();
 
 BuildInfo build_info() {
   std::istringstream architectures(FASTLOSS_CUDA_ARCHITECTURES);
@@ -19,5 +21,7 @@ BuildInfo build_info() {
           cpu_capabilities(),
           cpu_capability()};
 }
+
+ScheduleNames schedule_names() { return {cpu_schedule_names(), cuda_schedule_names()}; }
 
 }  // namespace fastloss

@@ -18,4 +18,10 @@ struct BuildInfo {
 // Raises std::invalid_argument where FASTLOSS_CPU_CAPABILITY names none that this machine can run.
 __attribute__((visibility("default"))) BuildInfo build_info();
 
+// The paths through a device's kernels; what an op's `schedule` returns is an index into these.
+struct ScheduleNames {
+  std::vector<std::string> cpu, cuda;
+};
+__attribute__((visibility("default"))) ScheduleNames schedule_names();
+
 }  // namespace fastloss

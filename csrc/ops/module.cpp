@@ -20,4 +20,11 @@ PYBIND11_MODULE(_C, m) {
     info["cpu_capability"] = found.cpu_capability;
     return info;
   });
+  m.def("schedule_names", [] {
+    const fastloss::ScheduleNames names = fastloss::schedule_names();
+    pybind11::dict of_device;
+    of_device["cpu"] = names.cpu;
+    of_device["cuda"] = names.cuda;
+    return of_device;
+  });
 }
