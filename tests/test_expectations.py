@@ -168,7 +168,7 @@ def close(got, expected, digits):
     )
 
 
-# open-mmlab/mmcv, tests/test_ops/test_focal_loss.py: logits, classes, and for softmax and sigmoid (loss, gradient); alpha
+# open-mmlab/mmcv, tests/test_ops/test_focal_loss.py: logits, classes, (loss, gradient) of softmax and of sigmoid; alpha
 # 0.25, gamma 2, the sum over the rows divided by their number. It asks for 1%; what is written has 7 digits.
 MMCV = [
     (
