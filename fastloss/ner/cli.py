@@ -221,7 +221,7 @@ def require_extra() -> None:
     missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
     if missing:
         raise DataError(f"this command needs {', '.join(missing)}: pip install 'fastloss[ner]'")
-    warnings.filterwarnings("ignore", module="transformers|accelerate|torch")
+    warnings.filterwarnings("ignore", module="transformers|accelerate|torch|matplotlib")
 
 
 def print_info() -> None:

@@ -14,6 +14,8 @@ import torch
 from fastloss.ner import compare as comparison
 from fastloss.ner.compare import Runs, count_runs
 from fastloss.ner.data import Corpus, DataError, Sentence, is_cluener, make_sentence, to_record, types_of
+from fastloss.ner.inference import is_main_process, load, save
+from fastloss.ner.inference import predict as predict_spans
 from fastloss.ner.inspection import inspect_corpus
 from fastloss.ner.metrics import evaluate_spans
 from fastloss.ner.progress import Progress
@@ -22,8 +24,7 @@ from fastloss.ner.report import terminal_table, write_report
 from fastloss.ner.study import study_corpora, write_study
 from fastloss.ner.summary import headline, summarize, verdicts
 from fastloss.ner.synthetic import generate, thin
-from fastloss.ner.train import PRETRAINED, Settings, is_main_process, load, save
-from fastloss.ner.train import predict as predict_spans
+from fastloss.ner.train import PRETRAINED, Settings
 from fastloss.ner.train import train as train_model
 
 # Training until nothing more is learnt has to end somewhere.
@@ -113,10 +114,10 @@ def announce(data: str, corpus: Corpus, losses: list, seeds: list[int], rates: l
         file=sys.stderr,
     )
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
-    if threads > 1 and load + threads > (os.cpu_count() or 1) + 0.5:
+    if threads > 1 and load + threads > (os.cpu_count() or 1) + 0.5 and "OMP_WAIT_POLICY" not in os.environ:
         print(
-            f"The machine is busy (load {load:.1f} on {os.cpu_count()} CPUs): {threads} threads that wait for one "
-            "another lose far more than they gain; OMP_NUM_THREADS=1 is likely to be faster.",
+            f"The machine is busy (load {load:.1f} on {os.cpu_count()} CPUs), and {threads} OpenMP threads that spin "
+            "while they wait get slow beside others: OMP_WAIT_POLICY=passive or OMP_NUM_THREADS=1 mends it.",
             file=sys.stderr,
         )
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 from fastloss.ner.data import Corpus, fingerprint
+from fastloss.ner.inference import is_main_process
 from fastloss.ner.losses import Loss
 from fastloss.ner.measure import measure, time_loss
 from fastloss.ner.progress import Progress
-from fastloss.ner.train import Settings, hold_out, is_main_process, train
+from fastloss.ner.train import Settings, hold_out, train
 
 # Raised when what a run file holds, or how it is measured, changes; older files are not reused.
 FORMAT = 2

@@ -39,6 +39,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": GRID,
     "grid.linewidth": 0.6,
     "legend.frameon": False,
@@ -114,7 +115,7 @@ def f1_curves(results: list[dict], summary: dict) -> Figure:
 def small_multiples(count: int, height: float = 1.7):
     """Axes two in a row; those that are too many are hidden."""
     rows = -(-count // 2)
-    figure, axes = plt.subplots(rows, 2, figsize=(WIDTH, height * rows + 0.5), squeeze=False, sharex=True)
+    figure, axes = plt.subplots(rows, 2, figsize=(WIDTH, height * rows + 0.5), squeeze=False)
     for unused in axes.flat[count:]:
         unused.set_visible(False)
     return figure, axes.flat
@@ -265,14 +266,14 @@ def bin_weights(results: list[dict]) -> Figure:
     groups = by_loss(results)
     figure, axes = small_multiples(len(groups))
     for (loss, runs), panel in zip(groups.items(), axes, strict=False):
-        weights = np.array(runs[0]["early"]["weight"], dtype=float)
+        weights = np.array(runs[0]["late"]["weight"], dtype=float)
         for low, style, alpha in ((0, ":", 0.7), (0.5, "--", 0.85), (0.95, "-", 1.0)):
             column = round(low * weights.shape[1])
             label = f"g in {low:g} to {low + 1 / weights.shape[1]:g}"
             panel.plot(weights[:, column], linestyle=style, alpha=alpha, color=colour(loss), linewidth=1, label=label)
         panel.set(title=loss, yscale="log", ylim=WEIGHTS, xlabel="batch")
     axes[0].legend(loc="upper right")
-    figure.suptitle("Weight of a decision, batch by batch, after one epoch", fontsize=10, color=INK)
+    figure.suptitle("Weight of a decision, batch by batch, after training", fontsize=10, color=INK)
     return figure
 
 
@@ -287,7 +288,7 @@ def reliability(results: list[dict]) -> Figure:
         axes.plot(x, y, "-o", markersize=3.5, color=colour(loss), label=f"{loss} (ECE {ece:.3f})")
     axes.set(title="Reliability of the tags that were found", xlabel="confidence", ylabel="accuracy")
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
-    axes.legend()
+    axes.legend(loc="lower right")
     return figure
 
 

@@ -8,9 +8,10 @@ import torch
 
 from fastloss.ner.diagnosis import calibration, errors, gradient_norms, head_scores
 from fastloss.ner.encode import IGNORE, EncodedSentences
+from fastloss.ner.inference import predict, run_batches
 from fastloss.ner.losses import Loss, make_criterion
 from fastloss.ner.metrics import evaluate_spans, micro_f1, sentence_counts
-from fastloss.ner.train import Run, Settings, predict, run_batches
+from fastloss.ner.train import Run, Settings
 
 
 def measure(run: Run) -> dict:

@@ -2,16 +2,18 @@
 
 import os
 import platform
+import re
 from pathlib import Path
 
 import jinja2
 import torch
+from markupsafe import Markup, escape
 
 import fastloss
 from fastloss.ner import figures
 from fastloss.ner.compare import write_json
 from fastloss.ner.losses import has_bins
-from fastloss.ner.summary import budget, headline, verdicts
+from fastloss.ner.summary import budget, headline, judge, ordered_pairs, signed, verdicts
 
 # The article's table: bert-base-chinese on CLUENER, one run, seed 42; the types in this order, then F1.
 ARTICLE_TYPES = (
@@ -73,6 +75,21 @@ def overall_table(summary: dict) -> Table:
     return header, rows
 
 
+def verdict_table(summary: dict) -> Table:
+    rows = [
+        [
+            pair["a"],
+            pair["b"],
+            signed(pair["difference"]),
+            f"{signed(pair['low'])} to {signed(pair['high'])}",
+            f"{pair['adjusted_p']:.3f}",
+            judge(pair, len(summary["seeds"])),
+        ]
+        for pair in ordered_pairs(summary)
+    ]
+    return ["ahead", "behind", "points of F1", "95% interval", "adjusted p", f"verdict ({budget(summary)})"], rows
+
+
 def detail_table(loss: dict, support: dict) -> Table:
     keys = ("precision", "recall", "f1")
     rows = [
@@ -97,11 +114,11 @@ def error_table(summary: dict) -> Table:
 
 
 def noise_table(results: list[dict]) -> Table:
-    """The gradient's noise after one epoch, and the range of the outliers' weights, over batches."""
+    """The gradient's noise after one epoch, and the range of the outliers' weights at the end, over batches."""
     rows = []
     for name, runs in figures.by_loss(results).items():
         noise = [run["early"]["noise"] for run in runs if run["early"]["noise"] is not None]
-        outliers = [row[-1] for run in runs for row in run["early"]["weight"] if row[-1] is not None]
+        outliers = [row[-1] for run in runs for row in run["late"]["weight"] if row[-1] is not None]
         rows.append(
             [
                 name,
@@ -167,6 +184,11 @@ def draw(results: list[dict], summary: dict) -> dict[str, figures.Figure]:
     }
 
 
+def breakable(name: str) -> Markup:
+    """A loss's name, which may be broken after its punctuation only."""
+    return Markup(re.sub("([:,])", r"\1<wbr>", str(escape(name))))
+
+
 def mark_up(text: str, spans: list) -> list[tuple[str, str]]:
     """The text in pieces (text, type or nothing), for one colour per mention; of nested spans the outer one."""
     pieces, end = [], 0
@@ -198,6 +220,7 @@ def write_report(results: list[dict], summary: dict, out: Path, data: str, comma
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = breakable
     context = {
         "summary": summary,
         "data": data,
@@ -205,6 +228,7 @@ def write_report(results: list[dict], summary: dict, out: Path, data: str, comma
         "machine": machine,
         "headline": headline(summary),
         "verdicts": verdicts(summary),
+        "verdict_table": verdict_table(summary),
         "budget": budget(summary),
         "overall": overall_table(summary),
         "types": type_table(summary),

@@ -91,24 +91,37 @@ def summarize_loss(runs: list[dict], counts: np.ndarray) -> dict:
 
 def budget(summary: dict) -> str:
     settings = summary["settings"]
-    seeds = f"{len(summary['seeds'])} seed{'s' if len(summary['seeds']) > 1 else ''}"
-    return f"until flat, {seeds}" if settings["until_flat"] else f"{settings['epochs']} epochs, {seeds}"
+    seeds = plural(len(summary["seeds"]), "seed")
+    return f"until flat, {seeds}" if settings["until_flat"] else f"{plural(settings['epochs'], 'epoch')}, {seeds}"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("s" if count != 1 else "")
 
 
 def verdicts(summary: dict) -> list[str]:
     """One sentence per pair of losses, with its budget; none where no loss learnt anything."""
-    if nothing_found(summary):
-        return []
     sentences = []
-    for pair in summary["pairs"]:
-        ahead, behind, sign = (pair["a"], pair["b"], 1) if pair["difference"] >= 0 else (pair["b"], pair["a"], -1)
-        low, high = sorted((sign * pair["low"], sign * pair["high"]))
+    for pair in ordered_pairs(summary):
+        ahead, behind, low, high = (pair[key] for key in ("a", "b", "low", "high"))
         sentences.append(
-            f"{ahead} is {points(abs(pair['difference']))} above {behind} "
+            f"{ahead} is {points(pair['difference'])} above {behind} "
             f"(95% interval {signed(low)} to {signed(high)}, adjusted p = {pair['adjusted_p']:.3f}; "
             f"{budget(summary)}): {judge(pair, len(summary['seeds']))}"
         )
     return sentences
+
+
+def ordered_pairs(summary: dict) -> list[dict]:
+    """The pairs with the better loss first."""
+
+    def turn(pair: dict) -> dict:
+        if pair["difference"] >= 0:
+            return pair
+        turned = {"a": pair["b"], "b": pair["a"], "low": -pair["high"], "high": -pair["low"]}
+        return pair | turned | {"difference": -pair["difference"]}
+
+    return [] if nothing_found(summary) else [turn(pair) for pair in summary["pairs"]]
 
 
 def judge(pair: dict, seeds: int) -> str:

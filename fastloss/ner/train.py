@@ -1,4 +1,4 @@
-"""Trains one model with one loss on Hugging Face's Trainer, and saves, loads and applies models."""
+"""Trains one model with one loss on Hugging Face's Trainer."""
 
 import copy
 import random
@@ -16,12 +16,13 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from fastloss.ner.data import Corpus, DataError, Sentence, Span, types_of, written_in_characters
+from fastloss.ner.data import Corpus, DataError, Sentence, types_of, written_in_characters
 from fastloss.ner.diagnosis import batch_profile, finite, sample_batches
 from fastloss.ner.encode import EncodedSentences, collate
+from fastloss.ner.inference import predict_tags, quieten
 from fastloss.ner.losses import Loss, make_criterion
 from fastloss.ner.metrics import micro_f1
-from fastloss.ner.model import TwoPointerConfig, TwoPointerModel, check_vocabulary, load_encoder, load_model, tiny_model
+from fastloss.ner.model import TwoPointerConfig, TwoPointerModel, load_encoder, tiny_model
 from fastloss.ner.progress import RunLines
 from fastloss.ner.tokens import TextTokenizer, load_tokenizer, train_tokenizer
 
@@ -271,53 +272,3 @@ def epochs(history: list[dict], held: list[float]) -> list[dict]:
         for fit, dev in zip(fits, devs, strict=True)
     ]
     return [row | {"held_f1": score} for row, score in zip(rows, held, strict=True)] if held else rows
-
-
-def is_main_process() -> bool:
-    """True outside torchrun and on its first rank, the one that prints and writes."""
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-
-
-def quieten() -> None:
-    """Leaves the console to the lines of this command."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-
-
-@torch.no_grad()
-def run_batches(model: TwoPointerModel, data: EncodedSentences, batch_size: int = 64):
-    """Yields the logits (B, T, 2, K) and labels (B, T, 2) of each batch, on the CPU and in order."""
-    model.eval()
-    for first in range(0, len(data), batch_size):
-        pieces = [data[index] for index in range(first, min(first + batch_size, len(data)))]
-        batch = collate(pieces, data.tokenizer.pad_id)
-        output = model(batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device))
-        yield output["logits"].float().cpu(), batch["labels"]
-
-
-def predict_tags(model: TwoPointerModel, data: EncodedSentences) -> list[np.ndarray]:
-    """The likeliest tags (T, 2) of each piece."""
-    return [piece for logits, _ in run_batches(model, data) for piece in logits.argmax(-1).numpy()]
-
-
-def predict(model: TwoPointerModel, tokenizer: TextTokenizer, sentences: list[Sentence]) -> list[set[Span]]:
-    """The spans of each sentence."""
-    data = EncodedSentences(sentences, tokenizer, model.config.piece_length, model.config.types)
-    return data.decode(predict_tags(model, data))
-
-
-def save(model: TwoPointerModel, tokenizer: TextTokenizer, directory: str | Path) -> None:
-    """Writes config.json, the weights and the tokenizer's files."""
-    model.save_pretrained(directory)
-    tokenizer.save(directory)
-
-
-def load(directory: str | Path) -> tuple[TwoPointerModel, TextTokenizer]:
-    """Reads back what `save` wrote."""
-    if not Path(directory, "config.json").is_file():
-        raise DataError(f"{directory} holds no config.json; it should be a directory that `fastloss train` saved.")
-    quieten()
-    model = load_model(str(directory))
-    tokenizer = load_tokenizer(str(directory), model.config.characters)
-    check_vocabulary(str(directory), model, len(tokenizer.tokenizer))
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer

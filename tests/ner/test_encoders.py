@@ -11,8 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from fastloss.ner import cli
 from fastloss.ner.data import Corpus, DataError, Sentence, Span
 from fastloss.ner.encode import EncodedSentences
+from fastloss.ner.inference import load
 from fastloss.ner.readers import read_corpus
-from fastloss.ner.train import Settings, build, load
+from fastloss.ner.train import Settings, build
 
 TEXT = "Mary Poppins flew to London . Acme Corp hired John in Paris . 小李在青城路等小王。"
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 
 from fastloss.ner.data import Sentence, Span
 from fastloss.ner.encode import IGNORE, EncodedSentences, collate
+from fastloss.ner.inference import load, predict, save
 from fastloss.ner.losses import DEFAULT_LOSSES, make_criterion, parse_loss
 from fastloss.ner.model import TwoPointerConfig, tiny_model
 from fastloss.ner.tokens import train_tokenizer
-from fastloss.ner.train import load, predict, save
 
 TEXTS = [Sentence("小李在青城路", (Span("name", 0, 1), Span("address", 3, 5))), Sentence("在")]
 TYPES = ["address", "name"]

@@ -180,7 +180,7 @@ LINES = st.recursive(
 @given(st.sampled_from(sorted(READERS)), st.binary(max_size=200) | st.lists(LINES, max_size=3).map(b"\n".join))
 @example(".json", b'{"text": "a", "label": {"b": {"a": [[0, 0]]}}}')
 @example(".conll", b"a B-x\n\xe4\xbd\xa0 I-x\n")
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_are_read_or_refused_in_a_sentence(tmp_path, suffix, raw):
     path = tmp_path / f"train{suffix}"
     path.write_bytes(raw)

@@ -35,7 +35,7 @@ def summary(results, small_corpus):
 class Page(HTMLParser):
     """Collects what a page would load and whether its tags are closed."""
 
-    VOID = frozenset({"meta", "br", "link", "img", "hr"})
+    VOID = frozenset({"meta", "br", "wbr"})
 
     def __init__(self, text):
         super().__init__()
@@ -109,10 +109,10 @@ def scripted(summary, **curves):
 def test_verdicts_name_the_better_loss_first_and_the_budget(summary):
     settled = scripted(summary, ce=(0.8, "flat"), focal=(0.82, "flat"))
     assert verdicts(settled) == [
-        "focal is 2.0 points above ce (95% interval +1.0 to +3.0, adjusted p = 0.010; 1 epochs, 3 seeds): "
+        "focal is 2.0 points above ce (95% interval +1.0 to +3.0, adjusted p = 0.010; 1 epoch, 3 seeds): "
         "a real difference."
     ]
-    assert headline(settled) == "Against ce (0.800), in points of F1: focal +2.0. 1 epochs, 3 seeds, settled."
+    assert headline(settled) == "Against ce (0.800), in points of F1: focal +2.0. 1 epoch, 3 seeds, settled."
     rising = scripted(summary, ce=(0.8, "flat"), focal=(0.82, "rising"))
     assert verdicts(rising)[0].endswith("at this budget; not settled, a curve still rises or is too short.")
     assert headline(rising).endswith("not settled: focal.")
