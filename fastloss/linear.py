@@ -205,7 +205,11 @@ def _linear_loss(name: str, input, linear_weight, target, linear_bias, settings:
     differentiates = torch.is_grad_enabled()
     wanted = [differentiates and t is not None and t.requires_grad for t in (input, linear_weight, linear_bias)]
     ghm = {key: settings.pop(key) for key in _GHM if key in settings}
-    ignore_index, reduction, weight = settings.pop("ignore_index"), settings.pop("reduction"), settings.pop("weight", None)
+    ignore_index, reduction, weight = (
+        settings.pop("ignore_index"),
+        settings.pop("reduction"),
+        settings.pop("weight", None),
+    )
     # Once its weights are known, GHM-C is cross entropy with a factor for each row.
     loss, parameter = ("cross_entropy", 0.0) if ghm else (name, *settings.values())
     call = (loss, float(parameter), ignore_index, reduction, dtype, wanted)
@@ -301,7 +305,7 @@ class _LinearLoss(torch.autograd.Function):
 
 
 def _scaled(grad, factor, overwrite: bool):
-    if autograd._is_seen(factor):
+    if torch.compiler.is_compiling() or autograd._is_seen(factor):
         return autograd._scaled(grad, factor, None)
     if overwrite:
         torch.ops.fastloss.scale_gradient.inplace(grad, factor, None)
@@ -376,7 +380,6 @@ def _linear_rows(
         result.zero_()
     bin.fill_(-1)
     grad_input, grad_weight, grad_bias = grads
-    summed = wanted[1] or wanted[2]
     half = input.dtype != losses.dtype
     if factor is not None and input.dtype == torch.float16:
         # Into float16's range, by a power of two: factors are as small as 1 / N, and as large as a loss scale.
