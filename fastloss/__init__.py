@@ -28,6 +28,14 @@ from .functional import (
     sigmoid_focal_loss,
     sigmoid_ghmc_loss,
 )
+from .linear import (
+    LinearCrossEntropyLoss,
+    LinearFocalLoss,
+    LinearGHMCLoss,
+    linear_cross_entropy,
+    linear_focal_loss,
+    linear_ghmc_loss,
+)
 from .modules import CrossEntropyLoss, FocalLoss, GHMCLoss, SigmoidFocalLoss, SigmoidGHMCLoss
 
 
@@ -47,6 +55,9 @@ __all__ = [
     "CrossEntropyLoss",
     "FocalLoss",
     "GHMCLoss",
+    "LinearCrossEntropyLoss",
+    "LinearFocalLoss",
+    "LinearGHMCLoss",
     "SigmoidFocalLoss",
     "SigmoidGHMCLoss",
     "build_info",
@@ -54,6 +65,9 @@ __all__ = [
     "focal_loss",
     "ghmc_loss",
     "gradient_norm_histogram",
+    "linear_cross_entropy",
+    "linear_focal_loss",
+    "linear_ghmc_loss",
     "reference",
     "sigmoid_focal_loss",
     "sigmoid_ghmc_loss",
