@@ -25,6 +25,7 @@ from .functional import (
     focal_loss,
     ghmc_loss,
     gradient_norm_histogram,
+    poly_loss,
     sigmoid_focal_loss,
     sigmoid_ghmc_loss,
 )
@@ -36,7 +37,7 @@ from .linear import (
     linear_focal_loss,
     linear_ghmc_loss,
 )
-from .modules import CrossEntropyLoss, FocalLoss, GHMCLoss, SigmoidFocalLoss, SigmoidGHMCLoss
+from .modules import CrossEntropyLoss, FocalLoss, GHMCLoss, PolyLoss, SigmoidFocalLoss, SigmoidGHMCLoss
 
 
 def build_info() -> dict:
@@ -58,6 +59,7 @@ __all__ = [
     "LinearCrossEntropyLoss",
     "LinearFocalLoss",
     "LinearGHMCLoss",
+    "PolyLoss",
     "SigmoidFocalLoss",
     "SigmoidGHMCLoss",
     "build_info",
@@ -68,6 +70,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_focal_loss",
     "linear_ghmc_loss",
+    "poly_loss",
     "reference",
     "sigmoid_focal_loss",
     "sigmoid_ghmc_loss",

@@ -16,6 +16,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_focal_loss",
     "linear_ghmc_loss",
+    "poly_loss",
     "sigmoid_focal_loss",
     "sigmoid_ghmc_loss",
 ]
@@ -44,6 +45,13 @@ def focal_loss(input, target, weight=None, *, gamma=2.0, ignore_index=-100, redu
     nll, valid = softmax_nll(input, target, ignore_index)
     row_weight = row_weight_of(weight, target, valid, nll)
     return _reduce(row_weight * _one_minus_p(nll) ** gamma * nll, row_weight.sum(), reduction)
+
+
+def poly_loss(input, target, weight=None, *, epsilon=1.0, ignore_index=-100, reduction="mean", inplace_backward=False):
+    """``w[y] * (nll + epsilon * q)``."""
+    nll, valid = softmax_nll(input, target, ignore_index)
+    row_weight = row_weight_of(weight, target, valid, nll)
+    return _reduce(row_weight * (nll + epsilon * _one_minus_p(nll)), row_weight.sum(), reduction)
 
 
 def ghmc_loss(
