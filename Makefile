@@ -83,6 +83,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+	PYTHON=$(BIN)/python tools/check_headers.sh
 
 format: install
 	$(BIN)/ruff check --fix .
