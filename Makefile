@@ -1,6 +1,7 @@
 # make compare   train the NER model with each loss and print which one wins
 # make study     the whole study: CLUENER in FASTLOSS_CLUENER_DIR until flat, then noise and imbalance (some hours)
 # make test      every test
+# make test-emulator   the tests of the emulator that runs the CUDA kernels (tools/ptxsim; needs nvcc)
 # make bench     every benchmark (bench-quick: under three minutes)
 # make wheel     the wheel in dist/, for every Linux that torch supports, with CUDA kernels where nvcc is found
 # make build     compiles what has changed since the last time
@@ -24,10 +25,10 @@ PYTHONS ?=
 WHEEL ?= $(lastword $(sort $(wildcard dist/*.whl)))
 
 BIN = $(VENV)/bin
-SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tools/ptxsim/*.h' 'tools/ptxsim/*.inc' 'tools/ptxsim/*.cpp' 'tools/ptxsim/*.cu')
 INSTALLED = $(VENV)/.installed-$(TORCH)
 
-.PHONY: build compare study test bench bench-quick wheel test-torch gpu-wheels gpu-check lint format install
+.PHONY: build compare study test test-emulator bench bench-quick wheel test-torch gpu-wheels gpu-check lint format install
 .DEFAULT_GOAL := compare
 
 $(INSTALLED): pyproject.toml
@@ -58,6 +59,9 @@ study: build
 # A process a core, one thread each; the tests of threads set their own number.
 test: build
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses auto --dist worksteal $(ARGS)
+
+test-emulator: install
+	$(BIN)/python -m pytest tools/ptxsim --numprocesses auto $(ARGS)
 
 # Large buffers go back to the system and fault in again, which then is most of what is timed; so both are measured.
 RECYCLED = MALLOC_MMAP_THRESHOLD_=8000000000 MALLOC_TRIM_THRESHOLD_=64000000000
