@@ -26,11 +26,29 @@ Schedule schedule_for(const Params& params) {
   return schedule_of(params, isa_for(params.dtype).streams && params.dtype != DType::float64);
 }
 
+// Calls with(isa, named) for every path there is, in the order of the codes.
+template <class With>
+void for_each_schedule(const With& with) {
+  for (const Isa* isa : usable_isas()) {
+    for (const NamedSchedule& named : kSchedules) {
+      if (named.output == Output::streamed && !isa->streams) continue;
+      if (named.output == Output::multiplied && isa->only_bfloat16) continue;  // never half precision
+      with(*isa, named);
+    }
+  }
+}
+
 template <class Params>
 int64_t code_of(const Params& params, bool sigmoid) {
-  int64_t isa = 0;
-  while (usable_isas()[isa] != &isa_for(params.dtype)) ++isa;
-  return isa * int64_t(std::size(kSchedules)) + index_of(schedule_for(params), sigmoid, params.ghmc);
+  const Schedule schedule = schedule_for(params);
+  int64_t code = 0, found = -1;
+  for_each_schedule([&](const Isa& isa, const NamedSchedule& named) {
+    const bool same_loss = named.sigmoid == sigmoid && named.ghmc == params.ghmc;
+    const bool same_path = named.path == schedule.path && named.output == schedule.output;
+    if (&isa == &isa_for(params.dtype) && same_loss && same_path) found = code;
+    ++code;
+  });
+  return found;
 }
 
 int64_t compute_size(DType dtype) { return dtype == DType::float64 ? 8 : 4; }
@@ -274,9 +292,8 @@ struct Cpu {
 
 std::vector<std::string> cpu_schedule_names() {
   std::vector<std::string> names;
-  for (const Isa* isa : usable_isas()) {
-    for (const NamedSchedule& schedule : kSchedules) names.push_back(std::string(isa->name) + " " + schedule.name);
-  }
+  for_each_schedule(
+      [&](const Isa& isa, const NamedSchedule& named) { names.push_back(std::string(isa.name) + " " + named.name); });
   return names;
 }
 

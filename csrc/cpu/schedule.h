@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <iterator>
 
 #include "../losses/params.h"
 
@@ -68,7 +67,7 @@ inline Schedule schedule_of(const SoftmaxParams& params, bool can_stream) {
   }
   // 4096 to 65536 logits, in whole tiles of the widest vectors. Small enough for many threads to share, large enough
   // that starting one costs nothing. Never a function of the threads: that is what makes the sums the same at any
-  // number of them; nor of where the gradient goes.
+  // number of them.
   const int64_t decisions = std::clamp<int64_t>(logits / 256, 4096, 65536) / std::max<int64_t>(params.C, 1);
   schedule.block_size = rows ? std::max<int64_t>(decisions, 1) : std::max<int64_t>(decisions / 16 * 16, 16);
   return schedule;
@@ -96,7 +95,7 @@ inline Schedule schedule_of(const ScaleParams& params) {
   return {path, Output::stored, std::max<int64_t>(decisions / 16 * 16, 16)};
 }
 
-// Every path that a loss can take, by the number that names it. GHM-C's second pass has code of its own.
+// Every path that a loss can take. GHM-C's second pass has code of its own.
 struct NamedSchedule {
   const char* name;
   bool sigmoid, ghmc;
@@ -134,14 +133,5 @@ constexpr NamedSchedule kSchedules[] = {
     {"sigmoid GHM-C", true, true, Path::positions, Output::stored},
     {"sigmoid GHM-C streamed", true, true, Path::positions, Output::streamed},
 };
-
-inline int64_t index_of(const Schedule& schedule, bool sigmoid, bool ghmc) {
-  return std::find_if(std::begin(kSchedules), std::end(kSchedules),
-                      [&](const NamedSchedule& named) {
-                        return named.sigmoid == sigmoid && named.ghmc == ghmc && named.path == schedule.path &&
-                               named.output == schedule.output;
-                      }) -
-         std::begin(kSchedules);
-}
 
 }  // namespace fastloss

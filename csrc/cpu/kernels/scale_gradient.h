@@ -31,10 +31,9 @@ struct RowScale {
         C(num_classes),
         is_short(C <= kShort && layout.stride[layout.ndim - 1] == C && layout.grad_stride[layout.ndim - 1] == C) {
     if (!is_short) return;
-    for (int64_t i = 0, row = 0, c = 0; i < C * W; ++i) {
-      row_of[i / W][i % W] = ScalarOf<M>(row);
-      if (++c == C) c = 0, ++row;
-    }
+    // Element e belongs to row e / C: with a half more, a rounding of the quotient makes no difference.
+    V element = __builtin_convertvector(lane_numbers<M>(), V) + Compute<T>(0.5);
+    for (int64_t i = 0; i < C; ++i, element += W) row_of[i] = to_index(element / Compute<T>(C));
   }
 
   FASTLOSS_LANE_FN void operator()(const Tile& tile, V factor) const {
