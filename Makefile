@@ -110,6 +110,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 	$(BIN)/mypy
+	PYTHON=$(BIN)/python tools/check_headers.sh
 
 format: install
 	$(BIN)/ruff check --fix .
