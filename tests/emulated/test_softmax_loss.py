@@ -12,6 +12,7 @@ LOSSES = {
     "cross_entropy": (reference.cross_entropy, {}),
     "smoothing": (reference.cross_entropy, {"label_smoothing": 0.1}),
     "focal": (reference.focal_loss, {"gamma": 2.0}),
+    "poly": (reference.poly_loss, {"epsilon": 1.0}),
     "ghmc": (reference.ghmc_loss, {"bins": 10}),
 }
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -119,6 +120,7 @@ def test_matches_reference(softmax, C, dtype):
     check(softmax, "cross_entropy", input, target)
     check(softmax, "smoothing", input, target, weight, reduction="sum")
     check(softmax, "focal", input, target, weight)
+    check(softmax, "poly", input, target)
     check(softmax, "ghmc", input, target)
 
 
