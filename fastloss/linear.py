@@ -33,9 +33,11 @@ from . import autograd, functional, modules, reference, torch_private
 # Measured on CPU (benchmarks/linear.py): fewer rows make the products slow, more only take memory. On CUDA a product
 # needs about as many rows to fill the device.
 _LEAST_ROWS = {"cpu": 256, "cuda": 2048}
-_CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
+_CHUNK_BYTES = {"cpu": 44 << 20, "cuda": 256 << 20}
 # A part of the weight that stays in the cache for a product's whole time.
-_BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 1 << 62}
+_BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 1 << 62}
+_ROUND = 16  # rows: products are slower at odd sizes
+_PART_BYTES = 1 << 20
 _NOTHING = [False, False, False]
 _GHM = ("bins", "momentum", "normalizer", "bias_correction", "running_histogram", "num_updates", "training")
 
@@ -298,15 +300,24 @@ class _LinearLoss(torch.autograd.Function):
             factor = None
         results = []
         for grad, like, want in zip(grads, (input, linear_weight, linear_bias), wanted, strict=True):
-            if want and factor is not None:
-                grad = _scaled(grad, factor, overwrite)
-            results.append(grad.to(like.dtype).view(like.shape) if want else None)
+            results.append(_scaled(grad, factor, like.dtype, overwrite).view(like.shape) if want else None)
         return *results, *nothing
 
 
-def _scaled(grad, factor, overwrite: bool):
+def _scaled(grad, factor, dtype, overwrite: bool):
+    """``grad * factor`` as dtype; factor None is 1."""
+    if factor is None:
+        return grad.to(dtype)
     if torch.compiler.is_compiling() or autograd._is_seen(factor):
-        return autograd._scaled(grad, factor, None)
+        return autograd._scaled(grad, factor, None).to(dtype)
+    if dtype != grad.dtype:
+        scaled = torch.empty_like(grad, dtype=dtype)
+        # In parts, so that what is scaled is rounded while it is in the cache.
+        rows = max(_PART_BYTES // grad[0].nbytes, 1)
+        parts = factor.split(rows) if factor.dim() else [factor] * -(-len(grad) // rows)
+        for to, part, f in zip(scaled.split(rows), grad.split(rows), parts, strict=True):
+            to.copy_(torch.ops.fastloss.scale_gradient.default(part, f, None))
+        return scaled
     if overwrite:
         torch.ops.fastloss.scale_gradient.inplace(grad, factor, None)
         return grad
@@ -376,30 +387,33 @@ def _linear_rows(
     op = autograd.OPS[loss]
     N, C = len(input), len(linear_weight)
     losses, bin, counts, *grads = _results(input, linear_weight, target, bins, wanted)
-    for result in (losses, counts, *grads):
-        result.zero_()
-    bin.fill_(-1)
     grad_input, grad_weight, grad_bias = grads
+    counts.zero_()
+    grad_bias.zero_()
     half = input.dtype != losses.dtype
-    if factor is not None and input.dtype == torch.float16:
-        # Into float16's range, by a power of two: factors are as small as 1 / N, and as large as a loss scale.
-        largest = torch.where(factor.isfinite(), factor.abs(), 0).amax() if N else factor.new_zeros(())
-        peak = torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), largest.frexp().exponent), 1)
+    peak = _power_of_two(factor) if factor is not None and N > 0 and input.dtype == torch.float16 else None
+    if peak is not None:
         factor = factor / peak
-    else:
-        peak = None
-    # On CUDA the number of valid rows would have to be waited for.
     index = None
+    # On CUDA the number of valid rows would have to be waited for.
     if input.is_cpu and (target == ignore_index).any():
         index = (target != ignore_index).nonzero().squeeze(1)
         N = len(index)
+        bin.fill_(-1)
+        losses.zero_()
+        grad_input.zero_()
+    if N == 0:
+        grad_weight.zero_()
     kind = "cpu" if input.is_cpu else "cuda"
-    most = max(_LEAST_ROWS[kind], _CHUNK_BYTES[kind] // (C * input.element_size()))
-    step = -(-N // max(-(-N // most), 1))  # chunks of equal size
+    most = max(_LEAST_ROWS[kind], _CHUNK_BYTES[kind] // (C * input.element_size()) // _ROUND * _ROUND)
+    chunks = max(-(-N // most), 1)
+    step = max(-(-N // (chunks * _ROUND)), 1) * _ROUND  # about equal ones
     block = max(_BLOCK_BYTES[kind] // max(linear_weight[0].nbytes, 1), 1)
-    blocks = [slice(c, c + block) for c in range(0, C, block)]
-    buffer = input.new_empty((step, C))
-    for start in range(0, N, max(step, 1)):
+    blocks = [slice(c, min(c + block, C)) for c in range(0, C, block)]
+    # Memory that is taken anew in each chunk would be handed back to the system and fetched again, page by page.
+    buffer = input.new_empty((min(step, N), C))
+    product = linear_weight.new_empty((min(block, C), linear_weight.shape[1])) if wanted[1] and half else None
+    for start in range(0, N, step):
         rows = slice(start, min(start + step, N))
         rows = rows if index is None else index[rows]
         x, y = input[rows], target[rows]
@@ -422,17 +436,26 @@ def _linear_rows(
         if wanted[0]:
             grad_input[rows] = torch.mm(logits, linear_weight)
         if wanted[1]:
+            # The first chunk writes what the others add to.
             for part in blocks:
+                total, g = grad_weight[part], logits[:, part].t()
                 if half:
-                    grad_weight[part] += torch.mm(logits[:, part].t(), x)
+                    added = torch.mm(g, x, out=product[: len(g)])
+                    total.add_(added) if start else total.copy_(added)
                 else:
-                    grad_weight[part].addmm_(logits[:, part].t(), x)
+                    torch.addmm(total, g, x, beta=int(start > 0), out=total)
         if wanted[2]:
             grad_bias += logits.sum(0, dtype=grad_bias.dtype)
     if peak is not None:
         for grad in grads:
             grad *= peak
     return losses, bin, counts, *grads
+
+
+def _power_of_two(factor):
+    """That brings factor into float16's range: factors are as small as 1 / N, and as large as a loss scale."""
+    largest = torch.where(factor.isfinite(), factor.abs(), 0).amax()
+    return torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), largest.frexp().exponent), 1)
 
 
 @_linear_rows.register_fake
