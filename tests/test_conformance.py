@@ -121,8 +121,8 @@ def test_empty_batch(losses, name, reduction, device):
 @every_softmax_loss
 @every_reduction
 def test_nothing_but_ignored(losses, name, reduction, device):
-    """0 / 0 is nan, as F.cross_entropy has it; no gradient, whatever the logits: trainers meet micro-batches of padding, as
-    in huggingface/transformers#34242."""
+    """0 / 0 is nan, as F.cross_entropy has it; no gradient, whatever the logits: trainers meet batches of padding, as in
+    huggingface/transformers#34242."""
     x = torch.tensor([[1.0, float("nan")], [float("inf"), 0.0]], device=device)
     target = torch.full((2,), IGNORE, device=device)
     loss, grad = differentiate(getattr(losses, name), x, target, reduction=reduction)
@@ -300,8 +300,8 @@ def test_no_look_at_the_data(name, device):
 
 
 def test_an_option_recompiles_no_more_than_torchs(device):
-    """Liger compiles its kernels for every value of a float option. Ours never do; torch.compile specialises on a float of
-    any operator, ours as F.cross_entropy's."""
+    """Liger compiles its kernels for every value of a float option. Ours never do; torch.compile specialises on a float
+    of any operator, ours as F.cross_entropy's."""
     x, target = torch.randn(8, 5, device=device), torch.arange(8, device=device) % 5
     compilations = []
     for function in (fastloss.cross_entropy, F.cross_entropy):
