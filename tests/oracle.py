@@ -13,8 +13,8 @@ LONG = np.longdouble
 
 @dataclass
 class Decisions:
-    """value [N] and its derivative [N, C] (sigmoid: [N, 1]) of every decision, and how far rounding may move them: if that
-    is inf, they may be anything."""
+    """value [N] and its derivative [N, C] (sigmoid: [N, 1]) of every decision, and how far rounding may move them: if
+    that is inf, they may be anything."""
 
     value: np.ndarray
     derivative: np.ndarray
