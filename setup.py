@@ -9,6 +9,8 @@ FASTLOSS_CUDA          auto (default): CUDA kernels if nvcc is found, at CUDA_HO
 TORCH_CUDA_ARCH_LIST   as torch reads it: "8.0;9.0+PTX". Default: every architecture that nvcc knows of those below.
 MAX_JOBS               compiler processes at a time.
 CXX                    the host compiler.
+CXXFLAGS, LDFLAGS      more flags for it and for linking (tools/build_wheel.sh: an older C library).
+FASTLOSS_PYTHONS       interpreters to build fastloss._C for beside this one: "python3.10 python3.12".
 """
 
 import os
@@ -38,6 +40,15 @@ TORCH_ABI = "2.10"
 # Turing to Blackwell; PTX of the last serves what comes after it.
 CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 
+OPS_LIBRARY = "libfastloss_ops.so"
+MODULE = "csrc/ops/module.cpp"
+EXPORTS = "csrc/ops/exports.map"
+
+
+def user_flags(variable):
+    return shlex.split(os.environ.get(variable, ""))
+
+
 COMMON_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", *(word for path in include_paths() for word in ("-isystem", path))]
 CXX_FLAGS = [
     "-fPIC",
@@ -45,14 +56,16 @@ CXX_FLAGS = [
     "-Wall",
     "-Werror=switch",  # a loss that is forgotten somewhere does not compile
     "-Wno-psabi",  # vectors wider than the baseline's registers never cross a call
+    # Templates of the C++ standard library are compiled here, so that an older one suffices where this is run.
+    "-D_GLIBCXX_EXTERN_TEMPLATE=0",
+    *user_flags("CXXFLAGS"),
 ]
+# The C++ standard library goes before torch's libraries, which have parts of it too, and not the same in every version.
+LINK_FLAGS = ["-Wl,--as-needed", f"-Wl,--version-script={EXPORTS}", "-lstdc++", "-lm"]
 OPS_FLAGS = [
     # 2.10 is 0x020a...: nothing newer than it is used.
     "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*map(int, TORCH_ABI.split("."))),
 ]
-FALSE_WARNINGS = ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]  # inside g++'s own avx512fintrin.h
-MODULE = "csrc/ops/module.cpp"
-OPS_LIBRARY = "libfastloss_ops.so"
 
 
 def output_of(*command):
@@ -150,15 +163,15 @@ class BuildLibraries(build_ext):
             "  description = $out",
         ]
         ops = self.link_ops(nvcc, compiler)
-        module = self.link_module(ops)
+        modules = [self.link_module(ops, *python) for python in dict.fromkeys(map(tuple, pythons()))]
         ninja = self.folder / "build.ninja"
         ninja.write_text("\n".join(self.lines) + "\n")
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         subprocess.run([find_ninja(), "-f", str(ninja), *jobs], check=True)
-        for name, built in (("fastloss._ops", ops), ("fastloss._C", module)):
-            target = Path(self.get_ext_fullpath(name))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(built, target)
+        package = Path(self.get_ext_fullpath("fastloss._C")).parent
+        package.mkdir(parents=True, exist_ok=True)
+        for built in (ops, *modules):
+            shutil.copy2(built, package)
 
     def compile(self, source, flags, compiler=(COMPILER,), suffix=""):
         """Adds a source to build.ninja and returns the path of its object."""
@@ -172,7 +185,10 @@ class BuildLibraries(build_ext):
 
     def link(self, name, objects, flags):
         target = self.folder / name
-        self.lines += [f"build {target}: link {' '.join(map(str, objects))}", f"  flags = {quoted(flags)}"]
+        self.lines += [
+            f"build {target}: link {' '.join(map(str, objects))} | {EXPORTS}",
+            f"  flags = {quoted([*LINK_FLAGS, *flags, *user_flags('LDFLAGS')])}",
+        ]
         return target
 
     def link_ops(self, nvcc, compiler):
@@ -188,18 +204,22 @@ class BuildLibraries(build_ext):
         words = {"csrc/ops/build_info.cpp": [f'-D{name}="{value}"' for name, value in define.items()]}
         left_out = {MODULE, "csrc/cuda/missing.cpp"} if nvcc else {MODULE}
         objects = [
-            self.compile(source, [*COMMON_FLAGS, *CXX_FLAGS, *OPS_FLAGS, *FALSE_WARNINGS, *words.get(source, [])])
+            self.compile(source, [*COMMON_FLAGS, *CXX_FLAGS, *OPS_FLAGS, *words.get(source, [])])
             for source in sources("*.cpp")
             if source not in left_out
         ]
         # A missing symbol is an error here, and not where the library is loaded.
-        flags = ["-Wl,-z,defs", "-Wl,--as-needed", f"-Wl,-soname,{OPS_LIBRARY}"]
-        flags += [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]
+        flags = [
+            "-Wl,-z,defs",
+            f"-Wl,-soname,{OPS_LIBRARY}",
+            *(f"-L{path}" for path in library_paths()),
+            "-ltorch_cpu",
+            "-lc10",
+        ]
         if nvcc:
             # Not torch's CUDAExtension: that wants a CUDA build of torch, and of nvcc's own version.
             nvcc_flags = [*COMMON_FLAGS, *OPS_FLAGS, "-ccbin", COMPILER, "--expt-relaxed-constexpr"]
-            nvcc_flags += [f"-Xcompiler={','.join(CXX_FLAGS)}", "-Xfatbin=-compress-all"]
-            nvcc_flags += [f"--threads={os.environ.get('MAX_JOBS') or os.cpu_count()}"]
+            nvcc_flags += [f"-Xcompiler={','.join(CXX_FLAGS)}", "-Xfatbin=-compress-all", "--threads=0"]
             nvcc_flags += [flag for architecture in architectures for flag in generate_code(architecture)]
             suffix = f".cuda{cuda_version}_{'_'.join(architectures)}"
             objects += [self.compile(source, nvcc_flags, [nvcc], suffix) for source in sources("*.cu")]
@@ -209,11 +229,18 @@ class BuildLibraries(build_ext):
             flags += ["-lcudart_static", "-ldl", "-lrt", "-lpthread", "-Wl,--exclude-libs,libcudart_static.a"]
         return self.link(OPS_LIBRARY, objects, flags)
 
-    def link_module(self, ops):
-        name = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
-        flags = [*COMMON_FLAGS, *CXX_FLAGS, "-isystem", sysconfig.get_path("include")]
-        module = self.compile(MODULE, flags, suffix=sysconfig.get_config_var("EXT_SUFFIX"))
-        return self.link(name, [module, ops], ["-Wl,-rpath,$ORIGIN"])
+    def link_module(self, ops, include, suffix):
+        flags = [*COMMON_FLAGS, *CXX_FLAGS, "-isystem", include]
+        module = self.compile(MODULE, flags, suffix=suffix)
+        return self.link(f"_C{suffix}", [module, ops], ["-Wl,-rpath,$ORIGIN"])
+
+
+def pythons():
+    """The folder of headers and the suffix of extension modules of each Python to build fastloss._C for."""
+    yield sysconfig.get_path("include"), sysconfig.get_config_var("EXT_SUFFIX")
+    ask = "import sysconfig as s; print(s.get_path('include'), s.get_config_var('EXT_SUFFIX'), sep='\\n')"
+    for python in os.environ.get("FASTLOSS_PYTHONS", "").split():
+        yield output_of(python, "-c", ask).splitlines()
 
 
 def sources(pattern):
@@ -223,7 +250,11 @@ def sources(pattern):
 # Named for setuptools; BuildLibraries knows how they are made. depends: what a source distribution has beside them.
 setup(
     ext_modules=[
-        Extension("fastloss._ops", [source for source in sources("*.c*") if source != MODULE], depends=sources("*.h")),
+        Extension(
+            "fastloss._ops",
+            [source for source in sources("*.c*") if source != MODULE],
+            depends=[*sources("*.h"), EXPORTS],
+        ),
         Extension("fastloss._C", [MODULE]),
     ],
     cmdclass={"build_ext": BuildLibraries},

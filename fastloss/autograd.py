@@ -125,19 +125,20 @@ class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, name, inplace_backward, *args):
         op = OPS[name]
-        bin_weight = None
-        if inplace_backward:
-            loss, stored_scale, *rest = op.inplace(input, *args)
-            grad = input.detach()
+        if torch.compiler.is_compiling():
+            # The compiler leaves the copy out where nothing else reads the logits: the gradient is written over them.
+            grad = input.clone()
+            loss, stored_scale, *_ = op.inplace(grad, *args)
+            ctx.save_for_backward(grad)
+        elif inplace_backward:
+            loss, stored_scale, *_ = op.inplace(input, *args)
             ctx.used = False
             increment_version(input)
-            ctx.save_for_backward(grad)
+            ctx.save_for_backward(input.detach())
         else:
-            loss, grad, stored_scale, *rest = op.with_grad(input, *args)
-            if rest:
-                (bin_weight,) = rest
+            loss, grad, stored_scale, *bin_weight = op.with_grad(input, *args)
             # More than grad is only for a backward pass that is itself differentiable.
-            ctx.save_for_backward(grad, input, bin_weight, *[args[i] for i in op.saved])
+            ctx.save_for_backward(grad, input, *bin_weight, *[args[i] for i in op.saved])
         ctx.call = (name, inplace_backward)
         ctx.stored_scale = stored_scale if input.dtype == torch.float16 else None
         ctx.settings = [None if i in op.saved else arg for i, arg in enumerate(args)]
@@ -211,7 +212,8 @@ def _double_backward(ctx, grad_output):
             f"fastloss.{name} was called with inplace_backward=True, which destroys the logits, so its gradient cannot "
             "be differentiated again; create_graph=True needs inplace_backward=False."
         )
-    _, input, bin_weight, *saved = ctx.saved_tensors  # raises if one of them has changed since
+    _, input, *saved = ctx.saved_tensors  # raises if one of them has changed since
+    bin_weight = saved.pop(0) if op.ghmc else None
     args = list(ctx.settings)
     for i, tensor in zip(op.saved, saved, strict=True):
         args[i] = tensor

@@ -10,7 +10,7 @@ Shared by all:
   18 ms with it, 49 ms without and 197 ms under ``torch.compile`` (benchmarks/RESULTS.md). **The logits are
   destroyed** by the call (if they require grad). Their version counter is bumped, so autograd refuses where another
   operation had saved them; a second backward pass and ``create_graph=True`` are refused. Leave it off for logits that
-  anything else still reads.
+  anything else still reads. Under ``torch.compile`` it changes nothing: the compiler sees whether something does.
 
 The softmax losses have the semantics of :func:`torch.nn.functional.cross_entropy`:
 
@@ -23,7 +23,10 @@ Errors, each a sentence that names the argument: ``IndexError`` for a target out
 other argument, ``RuntimeError`` for what autograd cannot do, and for an argument of the wrong Python type, where the
 sentence is torch's. The arguments are checked before anything is written.
 
-Double backward (``create_graph=True``) goes through :mod:`fastloss.reference`. ``torch.func`` transforms are refused.
+Double backward (``create_graph=True``), forward-mode AD and ``torch.func``'s transforms go through
+:mod:`fastloss.reference`: right, at its speed.
+
+A decision that is ignored or masked has the gradient 0, whatever its logits and whatever gradient comes from above.
 """
 
 import torch

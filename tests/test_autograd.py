@@ -8,9 +8,11 @@ import pytest
 import torch
 from cases import (
     DTYPES,
+    NARROW,
     REDUCTIONS,
     SIGMOID_LOSSES,
     SOFTMAX_LOSSES,
+    WIDE,
     differentiate,
     layouts,
     make_sigmoid,
@@ -44,7 +46,7 @@ def test_gradcheck(loss, reduction, device):
 
 @pytest.mark.parametrize("loss", ["smoothing", "focal_0.7", "ghmc"])
 def test_gradcheck_of_other_shapes(loss, device):
-    for shape in [(4,), (1, 3, 2, 2), (1, 130)]:
+    for shape in [(4,), (1, 3, 2, 2), (3, NARROW), (3, WIDE)]:
         x, function = make(loss, shape, torch.float64, device)
         if loss != "ghmc":
             weight = torch.rand(shape[min(len(shape) - 1, 1)], dtype=torch.float64, device=device)
@@ -190,7 +192,7 @@ def test_the_callers_logits_stay(loss, device):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_inplace_backward(loss, dtype, device):
     """The same bits, in the logits' own memory, at the logits' own strides; memory between them is left alone."""
-    for shape in [(20, 11), (3, 5, 4, 6), (5, 140), (7,)]:
+    for shape in [(20, 11), (3, 5, 4, 6), (5, NARROW), (5, WIDE), (7,)]:
         x, function = make(loss, shape, dtype, device)
         for reduction in REDUCTIONS:
             for layout, view in layouts(x):
@@ -272,7 +274,7 @@ def test_an_ignored_decision_has_no_gradient(loss, dtype, device):
     sigmoid = loss.startswith("sigmoid")
     if sigmoid and "ghmc" not in loss:
         pytest.skip("takes no mask")
-    for shape in [(40, 5), (3, 300), (2, 5, 4, 6)]:
+    for shape in [(40, 5), (3, WIDE), (2, 5, 4, 6)]:
         x, target = (make_sigmoid if sigmoid else make_softmax)(shape, dtype, device)
         if sigmoid:
             valid = torch.rand(shape, device=device) < 0.5

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import REDUCTIONS, SIGMOID_LOSSES, SOFTMAX_LOSSES, differentiate, make_sigmoid, make_softmax
+from cases import REDUCTIONS, SIGMOID_LOSSES, SOFTMAX_LOSSES, WIDE, differentiate, make_sigmoid, make_softmax
 
 import fastloss
 
@@ -13,7 +13,7 @@ ALL = [(name, options) for name, options, *_ in [*SOFTMAX_LOSSES.values(), *SIGM
 @pytest.mark.parametrize("dtype", HALVES)
 def test_is_computed_in_float32(dtype, device):
     """The same loss as the logits converted to float32, bit for bit; the gradient is that one, rounded once."""
-    for shape in [(40, 11), (9, 200), (3, 5, 4)]:
+    for shape in [(40, 11), (9, WIDE), (3, 5, 4)]:
         for name, options in ALL:
             make = make_sigmoid if name.startswith("sigmoid") else make_softmax
             x, target = make(shape, dtype, device)

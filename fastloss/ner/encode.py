@@ -1,110 +1,76 @@
-"""Turns sentences into tensors and tags back into spans: one token per character, one tag per token and head."""
-
-from collections import Counter
-from pathlib import Path
+"""Turns sentences into tensors and tags back into spans: one tag per token and head, start and end."""
 
 import torch
 
-from fastloss.ner.data import TYPES, DataError, Sentence, Span
+from fastloss.ner.data import Sentence, Span
+from fastloss.ner.losses import IGNORE
+from fastloss.ner.tokens import TextTokenizer
 
-IGNORE = -100
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-TAG_OF = {type_: tag for tag, type_ in enumerate(TYPES, start=1)}
-NUM_TAGS = len(TYPES) + 1
-
-
-class Vocabulary:
-    """Maps each character to one token id, so that positions in the text and in the model are the same."""
-
-    def __init__(self, tokens: list[str]):
-        self.tokens = tokens
-        self.ids = {token: index for index, token in enumerate(tokens)}
-        for token in SPECIAL[:4]:
-            if token not in self.ids:
-                raise DataError(f"the vocabulary has no {token} token; it should be a BERT vocabulary.")
-
-    @classmethod
-    def build(cls, sentences: list[Sentence]) -> "Vocabulary":
-        """The characters that occur at least twice; the others train [UNK], which unseen characters then use."""
-        counts = Counter(character for sentence in sentences for character in sentence.text)
-        frequent = [c for c, count in counts.items() if count > 1 and c.isprintable() and not c.isspace()]
-        return cls([*SPECIAL, *sorted(frequent)])
-
-    @classmethod
-    def from_pretrained(cls, name: str) -> "Vocabulary":
-        """The vocabulary of a saved model or of a pretrained BERT (a local directory or a hub name)."""
-        file = Path(name) / "vocab.txt"
-        if file.is_file():
-            return cls(file.read_text(encoding="utf-8").rstrip("\n").split("\n"))
-        from transformers import AutoTokenizer
-
-        try:
-            ids = AutoTokenizer.from_pretrained(name).get_vocab()
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise DataError(f'the vocabulary of "{name}" cannot be loaded: {reason}') from None
-        return cls(sorted(ids, key=ids.get))
-
-    def save(self, directory: str | Path) -> None:
-        Path(directory, "vocab.txt").write_text("\n".join(self.tokens) + "\n", encoding="utf-8")
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of [CLS], each character and [SEP]; a vocabulary without capitals gets lower case."""
-        unknown = self.ids["[UNK]"]
-        characters = [self.ids.get(c, self.ids.get(c.lower(), unknown)) for c in text]
-        return [self.ids["[CLS]"], *characters, self.ids["[SEP]"]]
+PUNCTUATION = "。！？；，,;.!?"
 
 
-def split_text(text: str, limit: int) -> list[tuple[int, str]]:
-    """Cuts a text into (offset, piece) of at most `limit` characters, after punctuation where there is some."""
-    pieces, start = [], 0
-    while len(text) - start > limit:
-        window = text[start : start + limit]
-        cut = max(window.rfind(mark) for mark in "。！？；，,;!? ") + 1
-        cut = cut or limit
-        pieces.append((start, text[start : start + cut]))
-        start += cut
-    return [*pieces, (start, text[start:])]
+def split_tokens(text: str, offsets: list[tuple[int, int]], limit: int) -> list[tuple[int, int]]:
+    """Cuts a text's tokens into pieces (first, end) of at most `limit`: after punctuation, else between words."""
+    pieces, first = [], 0
+    while len(offsets) - first > limit:
+        window = range(first + 1, first + limit + 1)
+
+        def last(good, window=window) -> int | None:
+            return next((cut for cut in reversed(window) if good(cut)), None)
+
+        cut = last(lambda cut: text[offsets[cut - 1][1] - 1] in PUNCTUATION)
+        cut = cut or last(lambda cut: offsets[cut - 1][1] < offsets[cut][0]) or window[-1]
+        pieces.append((first, cut))
+        first = cut
+    return [*pieces, (first, len(offsets))]
 
 
-def tag(length: int, spans: list[Span]) -> list[list[int]]:
-    """[start tag, end tag] of each token of one piece; [CLS] and [SEP] are not decisions and get IGNORE.
+def tag(offsets: list[tuple[int, int]], spans: tuple[Span, ...], tag_of: dict[str, int]) -> list[list[int]]:
+    """[start tag, end tag] of each token, from the spans that lie between the first and the last of them.
 
-    A position holds one tag, so where two spans share a start or an end the later one in the list keeps it.
+    A position holds one tag, so where two spans share a start or an end the later one keeps it.
     """
-    tags = [[0, 0] for _ in range(length)]
+    tags = [[0, 0] for _ in offsets]
+    first = {character: token for token, span in reversed(list(enumerate(offsets))) for character in range(*span)}
+    last = {character: token for token, span in enumerate(offsets) for character in range(*span)}
     for span in spans:
-        tags[span.start][0] = tags[span.end][1] = TAG_OF[span.type]
-    return [[IGNORE, IGNORE], *tags, [IGNORE, IGNORE]]
+        if span.start in first and span.end in last:
+            tags[first[span.start]][0] = tags[last[span.end]][1] = tag_of[span.type]
+    return tags
 
 
-def untag(starts: list[int], ends: list[int]) -> list[Span]:
-    """Pairs each start with the nearest end at or after it that has the same tag; unpaired starts are dropped."""
-    spans = []
+def untag(starts: list[int], ends: list[int]) -> list[tuple[int, int, int]]:
+    """Pairs each start with the nearest end at or after it that has the same tag, as (tag, first, last token)."""
+    pairs = []
     for start, start_tag in enumerate(starts):
         if start_tag:
             end = next((i for i in range(start, len(ends)) if ends[i] == start_tag), None)
             if end is not None:
-                spans.append(Span(TYPES[start_tag - 1], start, end))
-    return spans
+                pairs.append((start_tag, start, end))
+    return pairs
 
 
 class EncodedSentences(torch.utils.data.Dataset):
     """Sentences cut to the model's length, as token ids and tags; remembers where each piece came from."""
 
-    def __init__(self, sentences: list[Sentence], vocabulary: Vocabulary, max_length: int):
+    def __init__(self, sentences: list[Sentence], tokenizer: TextTokenizer, max_length: int, types: list[str]):
         self.sentences = sentences
-        self.origins: list[tuple[int, int]] = []
+        self.tokenizer = tokenizer
+        self.types = types
+        self.origins: list[tuple[int, list[tuple[int, int]]]] = []
         self.features: list[dict] = []
-        for index, sentence in enumerate(sentences):
-            for offset, piece in split_text(sentence.text, max_length - 2):
-                inside = [
-                    Span(span.type, span.start - offset, span.end - offset)
-                    for span in sentence.spans
-                    if offset <= span.start and span.end < offset + len(piece)
-                ]
-                self.origins.append((index, offset))
-                self.features.append({"input_ids": vocabulary.encode(piece), "labels": tag(len(piece), inside)})
+        tag_of = {type_: tag for tag, type_ in enumerate(types, start=1)}
+        prefix, suffix = tokenizer.prefix, tokenizer.suffix
+        limit = max_length - len(prefix) - len(suffix)
+        encoded = tokenizer([sentence.text for sentence in sentences])
+        for index, (sentence, (ids, offsets)) in enumerate(zip(sentences, encoded, strict=True)):
+            known = [span for span in sentence.spans if span.type in tag_of]
+            for first, end in split_tokens(sentence.text, offsets, limit):
+                self.origins.append((index, offsets[first:end]))
+                # [CLS] and [SEP] are not decisions.
+                tags = [[IGNORE, IGNORE] for _ in prefix], [[IGNORE, IGNORE] for _ in suffix]
+                labels = [*tags[0], *tag(offsets[first:end], known, tag_of), *tags[1]]
+                self.features.append({"input_ids": [*prefix, *ids[first:end], *suffix], "labels": labels})
 
     def __len__(self) -> int:
         return len(self.features)
@@ -112,21 +78,38 @@ class EncodedSentences(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         return self.features[index]
 
+    def tag_counts(self) -> torch.Tensor:
+        """Decisions of each tag, both heads together, int64 (K)."""
+        labels = torch.tensor([tag for feature in self.features for pair in feature["labels"] for tag in pair])
+        return torch.bincount(labels[labels != IGNORE], minlength=len(self.types) + 1)
+
+    def unknown_share(self) -> float:
+        """The share of the tokens that the tokenizer does not know."""
+        ids = [id_ for feature in self.features for id_ in self.inside(feature["input_ids"])]
+        return sum(id_ == self.tokenizer.unknown_id for id_ in ids) / max(len(ids), 1)
+
+    def inside(self, tokens):
+        """Of one value a token, those of the tokens between [CLS] and [SEP]."""
+        return tokens[len(self.tokenizer.prefix) : len(tokens) - len(self.tokenizer.suffix)]
+
     def decode(self, tags) -> list[set[Span]]:
         """The spans of each sentence from predicted tags, an integer array (pieces, tokens, 2)."""
         found: list[set[Span]] = [set() for _ in self.sentences]
-        for (index, offset), feature, piece_tags in zip(self.origins, self.features, tags, strict=True):
-            starts, ends = piece_tags[1 : len(feature["input_ids"]) - 1].T.tolist()
-            for span in untag(starts, ends):
-                found[index].add(Span(span.type, span.start + offset, span.end + offset))
+        for (index, offsets), feature, piece_tags in zip(self.origins, self.features, tags, strict=True):
+            starts, ends = self.inside(piece_tags[: len(feature["input_ids"])]).T.tolist()
+            for tag_, first, last in untag(starts, ends):
+                found[index].add(Span(self.types[tag_ - 1], offsets[first][0], offsets[last][1] - 1))
         return found
 
+    def round_trip(self) -> list[set[Span]]:
+        """What is left of the true spans after tagging and decoding: all that two pointers can hold of them."""
+        return self.decode([torch.tensor(feature["labels"]).reshape(-1, 2).numpy() for feature in self.features])
 
-def collate(features: list[dict]) -> dict[str, torch.Tensor]:
+
+def collate(features: list[dict], pad_id: int) -> dict[str, torch.Tensor]:
     """Pads a batch to its longest piece: token ids and mask (B, T), labels (B, T, 2) with IGNORE at the padding."""
     width = max(len(feature["input_ids"]) for feature in features)
-    # Zero is [PAD] in every BERT vocabulary; the mask hides it in any case.
-    input_ids = torch.zeros(len(features), width, dtype=torch.long)
+    input_ids = torch.full((len(features), width), pad_id)
     attention_mask = torch.zeros(len(features), width, dtype=torch.long)
     labels = torch.full((len(features), width, 2), IGNORE)
     for row, feature in enumerate(features):

@@ -1,42 +1,34 @@
-"""Trains one model with one loss on Hugging Face's Trainer and measures it."""
+"""Trains one model with one loss on Hugging Face's Trainer."""
 
-import sys
+import copy
+import random
 import tempfile
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
-from tqdm import tqdm
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-import fastloss
-from fastloss.ner.data import Corpus, DataError, Sentence, Span
-from fastloss.ner.encode import IGNORE, EncodedSentences, Vocabulary, collate
-from fastloss.ner.metrics import evaluate_spans, f1_score, sentence_counts
-from fastloss.ner.model import TwoPointerModel, load_model, tiny_model
+from fastloss.ner.data import Corpus, DataError, Sentence, types_of, written_in_characters
+from fastloss.ner.diagnosis import batch_profile, finite, sample_batches
+from fastloss.ner.encode import EncodedSentences, collate
+from fastloss.ner.inference import predict_tags, quieten
+from fastloss.ner.losses import Loss, make_criterion
+from fastloss.ner.metrics import micro_f1
+from fastloss.ner.model import TwoPointerConfig, TwoPointerModel, load_encoder, tiny_model
+from fastloss.ner.progress import RunLines
+from fastloss.ner.tokens import TextTokenizer, load_tokenizer, train_tokenizer
 
-
-@dataclass(frozen=True)
-class Loss:
-    """One row of the comparison: a function of fastloss (and of fastloss.reference) and its options."""
-
-    title: str
-    function: str
-    options: dict
-
-
-LOSSES = {
-    "ce": Loss("cross entropy", "cross_entropy", {}),
-    "lsr": Loss("cross entropy, label smoothing 0.1", "cross_entropy", {"label_smoothing": 0.1}),
-    "focal": Loss("focal, gamma 2", "focal_loss", {"gamma": 2.0}),
-    "ghmc": Loss("GHM-C, 10 bins", "ghmc_loss", {"bins": 10}),
-}
+HELD_OUT = 0.1
+# Half of the tokens unknown, and the texts are in another script than the tokenizer's.
+MOST_UNKNOWN = 0.5
 
 
 @dataclass(frozen=True)
@@ -48,6 +40,8 @@ class Settings:
     hidden: int = 128
     max_length: int = 128
     epochs: int = 8
+    until_flat: bool = False
+    patience: int = 3
     batch_size: int = 32
     learning_rate: float = 2e-3
     warmup: float = 0.1
@@ -60,28 +54,50 @@ class Settings:
 PRETRAINED = Settings(encoder="bert-base-chinese", batch_size=128, learning_rate=5e-5, warmup=0.0)
 
 
-def criterion(name: str):
-    """The loss as `criterion(logits, target, reduction=...)`.
+@dataclass
+class Run:
+    """A trained model, the data it saw, and the record of its training."""
 
-    Under torchrun, GHM-C counts its bins per rank; the other losses are sums over decisions, so that the Trainer's
-    mean over all ranks is the one of a single process.
-    """
-    loss = LOSSES[name]
-    return partial(getattr(fastloss, loss.function), **loss.options)
+    model: TwoPointerModel
+    tokenizer: TextTokenizer
+    train_set: EncodedSentences
+    dev_set: EncodedSentences
+    loss: Loss
+    record: dict
+
+    def batches(self, batch_size: int) -> list[dict]:
+        return sample_batches(self.train_set, batch_size, partial(collate, pad_id=self.tokenizer.pad_id))
 
 
-def build(settings: Settings, corpus: Corpus) -> tuple[TwoPointerModel, Vocabulary]:
-    """A fresh model and its vocabulary; seed the generators first."""
+def make_tokenizer(settings: Settings, train: list[Sentence]) -> TextTokenizer:
+    characters = written_in_characters(train)
     if settings.encoder == "tiny":
-        vocabulary = Vocabulary.build(corpus.train)
-        return tiny_model(len(vocabulary.tokens), settings.layers, settings.hidden, settings.max_length), vocabulary
-    model = load_model(settings.encoder)
-    longest = model.config.max_position_embeddings
-    if settings.max_length > longest:
-        raise DataError(
-            f"--max-length is {settings.max_length}, but {settings.encoder} takes at most {longest} tokens."
-        )
-    return model, Vocabulary.from_pretrained(settings.encoder)
+        return train_tokenizer(train, characters)
+    return load_tokenizer(settings.encoder, characters)
+
+
+def build(settings: Settings, corpus: Corpus) -> tuple[TwoPointerModel, TextTokenizer]:
+    """A fresh model and its tokenizer; seed the generators first."""
+    tokenizer = make_tokenizer(settings, corpus.train)
+    types = types_of(*corpus)
+    if not types:
+        raise DataError("the data holds no mention of any type; there is nothing to learn.")
+    size = len(tokenizer.tokenizer)
+    config = TwoPointerConfig(types=types, piece_length=settings.max_length, characters=tokenizer.characters)
+    if settings.encoder == "tiny":
+        return tiny_model(size, settings.layers, settings.hidden, config), tokenizer
+    return load_encoder(settings.encoder, size, config), tokenizer
+
+
+def hold_out(sentences: list[Sentence]) -> Corpus:
+    """Splits training sentences into those to train on and a tenth to decide on, the same every time."""
+    order = list(range(len(sentences)))
+    random.Random(0).shuffle(order)
+    count = max(1, round(HELD_OUT * len(sentences)))
+    if count == len(sentences):
+        raise DataError("there is one training sentence; two are needed to hold one out.")
+    held, kept = sorted(order[:count]), sorted(order[count:])
+    return Corpus([sentences[i] for i in kept], [sentences[i] for i in held])
 
 
 def training_arguments(settings: Settings, seed: int, directory: str) -> TrainingArguments:
@@ -109,178 +125,150 @@ def training_arguments(settings: Settings, seed: int, directory: str) -> Trainin
         use_cpu=not cuda,
         dataloader_pin_memory=cuda,
         label_names=["labels"],
+        ddp_find_unused_parameters=False,
     )
+
+
+class UntilFlat(TrainerCallback):
+    """Trains until the F1 on held-out training sentences rises no more; the model of the best epoch is kept.
+
+    The learning rate warms up in the first epoch and is halved after every epoch without a new best; `patience` such
+    epochs on end are the end.
+    """
+
+    def __init__(self, model: TwoPointerModel, held_set: EncodedSentences, settings: Settings):
+        self.model, self.held_set, self.settings = model, held_set, settings
+        self.scores: list[float] = []
+        self.best: dict[str, torch.Tensor] = {}
+        self.factor = 1.0
+
+    def schedule(self, optimizer, steps: int) -> LambdaLR:
+        warmup = max(1, steps // self.settings.epochs) if self.settings.warmup else 1
+        return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup) * self.factor)
+
+    @property
+    def best_epoch(self) -> int:
+        return 1 + int(np.argmax(self.scores))
+
+    @property
+    def stale(self) -> int:
+        return len(self.scores) - self.best_epoch
+
+    def on_epoch_end(self, args, state, control, **_):
+        tags = predict_tags(self.model, self.held_set)
+        self.scores.append(micro_f1(self.held_set.sentences, self.held_set.decode(tags)))
+        if self.stale == 0:
+            self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
+        else:
+            self.factor /= 2
+        control.should_training_stop |= self.stale >= self.settings.patience
+
+    def on_train_end(self, args, state, control, **_):
+        self.model.load_state_dict(self.best)
+
+
+class EarlyProfile(TrainerCallback):
+    """Looks at the gradient after the first epoch, when there is still something to learn."""
+
+    def __init__(self, run: Run, batch_size: int):
+        self.run, self.batch_size = run, batch_size
+
+    def on_epoch_end(self, args, state, control, **_):
+        if "early" not in self.run.record:
+            self.run.record["early"] = profile(self.run, self.batch_size)
 
 
 class GroupingTrainer(Trainer):
     """Trains on batches of pieces of like length, which spares padding, and evaluates in order, as decoding needs."""
+
+    until_flat: UntilFlat | None = None
 
     def _get_train_sampler(self, train_dataset=None) -> LengthGroupedSampler:
         return LengthGroupedSampler(
             self.args.train_batch_size * self.args.gradient_accumulation_steps, dataset=self.train_dataset
         )
 
-
-class EpochLines(TrainerCallback):
-    """A progress bar while an epoch runs, where someone is watching, and one line when it has been evaluated."""
-
-    def __init__(self, label: str):
-        self.label = label
-        self.bar = None
-
-    def on_epoch_begin(self, args, state, control, **_):
-        if state.is_world_process_zero:
-            steps = state.max_steps // args.num_train_epochs
-            self.bar = tqdm(total=int(steps), desc=self.label, leave=False, disable=not sys.stderr.isatty())
-
-    def on_step_end(self, args, state, control, **_):
-        if self.bar is not None:
-            self.bar.update()
-
-    def on_evaluate(self, args, state, control, metrics, **_):
-        if self.bar is not None:
-            self.bar.close()
-            train_loss = next(entry["loss"] for entry in reversed(state.log_history) if "loss" in entry)
-            print(
-                f"{self.label}  epoch {state.epoch:.0f}/{args.num_train_epochs:.0f}  train loss {train_loss:.4f}  "
-                f"dev loss {metrics['eval_loss']:.4f}  F1 {metrics['eval_f1']:.4f}",
-                file=sys.stderr,
-            )
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        if self.until_flat is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.lr_scheduler = self.until_flat.schedule(optimizer or self.optimizer, num_training_steps)
+        return self.lr_scheduler
 
 
-def make_trainer(
-    model: TwoPointerModel, arguments: TrainingArguments, label: str, train: EncodedSentences, dev: EncodedSentences
-) -> Trainer:
-    """Hugging Face's Trainer with span F1 on `dev` after every epoch, and our lines in place of its own output."""
-
-    def micro_f1(prediction) -> dict[str, float]:
-        counts = sentence_counts(dev.sentences, dev.decode(prediction.predictions))
-        return {"f1": float(f1_score(*counts.sum((0, 1))))}
-
-    trainer = GroupingTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=train,
-        eval_dataset=dev,
-        data_collator=collate,
-        compute_metrics=micro_f1,
-        # Tags instead of logits: an eleventh of the memory, and the Trainer's padding (-100) cannot win.
-        preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
-        callbacks=[EpochLines(label)],
-    )
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def train(corpus: Corpus, loss: str, seed: int, settings: Settings) -> tuple[TwoPointerModel, Vocabulary, dict]:
-    """Trains one model; returns it with its vocabulary and a JSON-ready result of everything that was measured."""
+def train(
+    corpus: Corpus, loss: Loss, seed: int, settings: Settings, lines: RunLines, tensorboard: Path | None = None
+) -> Run:
+    """Trains one model; with `until_flat` on the part of train that is not held out to decide when to stop."""
     quieten()
     transformers.set_seed(seed)
-    model, vocabulary = build(settings, corpus)
-    model.config.piece_length = settings.max_length
-    train_set = EncodedSentences(corpus.train, vocabulary, settings.max_length)
-    dev_set = EncodedSentences(corpus.dev, vocabulary, settings.max_length)
+    model, tokenizer = build(settings, corpus)
+    fit, held = hold_out(corpus.train) if settings.until_flat else (corpus.train, None)
+
+    def encode(sentences: list[Sentence]) -> EncodedSentences:
+        return EncodedSentences(sentences, tokenizer, settings.max_length, model.config.types)
+
+    run = Run(model, tokenizer, encode(fit), encode(corpus.dev), loss, {})
+    if run.train_set.unknown_share() > MOST_UNKNOWN:
+        raise DataError(
+            f"the tokenizer of {settings.encoder} does not know {run.train_set.unknown_share():.0%} of the tokens; "
+            "it should be one for these texts."
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tag_counts = run.train_set.tag_counts()
+    model.criteria = tuple(make_criterion(loss, tag_counts).to(device) for _ in range(2))
+    until_flat = UntilFlat(model, encode(held), settings) if held else None
+    callbacks = [lines, EarlyProfile(run, settings.batch_size), *filter(None, [until_flat])]
+    if tensorboard is not None:
+        from torch.utils.tensorboard import SummaryWriter  # TensorBoard is no requirement.
+
+        callbacks.append(TensorBoardCallback(SummaryWriter(tensorboard)))
     with tempfile.TemporaryDirectory() as directory:
-        arguments = training_arguments(settings, seed, directory)
-        trainer = make_trainer(model, arguments, f"{loss:5} seed {seed}", train_set, dev_set)
-        model.criterion = criterion(loss)
-        began = time.perf_counter()
+        trainer = GroupingTrainer(
+            model=model,
+            args=training_arguments(settings, seed, directory),
+            train_dataset=run.train_set,
+            eval_dataset=run.dev_set,
+            data_collator=partial(collate, pad_id=tokenizer.pad_id),
+            compute_metrics=lambda p: {"f1": micro_f1(corpus.dev, run.dev_set.decode(p.predictions))},
+            # Tags instead of logits: a fraction of the memory, and the Trainer's padding (-100) cannot win.
+            preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
+            callbacks=callbacks,
+        )
+        trainer.until_flat = until_flat
+        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
-        seconds = time.perf_counter() - began
-    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
-    evaluated = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    batches = list(run_batches(model, dev_set))
-    predictions = dev_set.decode(tags(batches))
-    logits = torch.cat([logits[labels != IGNORE] for logits, labels in batches])
-    target = torch.cat([labels[labels != IGNORE] for _, labels in batches])
-    result = {
-        "loss": loss,
-        "seed": seed,
-        "settings": asdict(settings),
-        "epochs": [
-            {
-                "epoch": round(dev["epoch"]),
-                "train_loss": fit["loss"],
-                "dev_loss": dev["eval_loss"],
-                "f1": dev["eval_f1"],
-            }
-            for fit, dev in zip(logged, evaluated, strict=True)
-        ],
-        "metrics": evaluate_spans(corpus.dev, predictions),
-        "sentence_counts": sentence_counts(corpus.dev, predictions).sum(1).tolist(),
-        "gradient": gradient_profile(loss, logits, target),
-        "seconds": seconds,
+    run.record |= {
+        "epochs": epochs(trainer.state.log_history, until_flat.scores if until_flat else []),
+        "best_epoch": until_flat.best_epoch if until_flat else None,
+        "seconds": lines.step_seconds,
         "steps": trainer.state.global_step,
+        "late": profile(run, settings.batch_size),
     }
-    return model, vocabulary, result
+    return run
 
 
-def is_main_process() -> bool:
-    """True outside torchrun and on its first rank, the one that prints and writes."""
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+def profile(run: Run, batch_size: int) -> dict:
+    """`batch_profile` of the start head's loss, in training mode, without a trace in the run."""
+    criterion = copy.deepcopy(run.model.criteria[0]).train()
+    device = run.model.device
+    batches = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in run.batches(batch_size)]
+    with torch.random.fork_rng():
+        return batch_profile(run.model, batches, criterion)
 
 
-def quieten() -> None:
-    """Leaves the console to the lines of this command."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-
-
-@torch.no_grad()
-def run_batches(model: TwoPointerModel, data: EncodedSentences, batch_size: int = 64):
-    """Yields the logits (B, T, 2, K) and labels (B, T, 2) of each batch, on the CPU and in order."""
-    model.eval()
-    for first in range(0, len(data), batch_size):
-        batch = collate([data[index] for index in range(first, min(first + batch_size, len(data)))])
-        output = model(batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device))
-        yield output["logits"].float().cpu(), batch["labels"]
-
-
-def tags(batches) -> list[np.ndarray]:
-    """The likeliest tags (T, 2) of each piece."""
-    return [piece for logits, _ in batches for piece in logits.argmax(-1).numpy()]
-
-
-def predict(model: TwoPointerModel, vocabulary: Vocabulary, sentences: list[Sentence]) -> list[set[Span]]:
-    """The spans of each sentence."""
-    data = EncodedSentences(sentences, vocabulary, model.config.piece_length)
-    return data.decode(tags(run_batches(model, data)))
-
-
-def gradient_profile(loss: str, logits: torch.Tensor, target: torch.Tensor, bins: int = 50) -> dict[str, list]:
-    """How the decisions' gradient norms g = 1 - p are distributed, and what gradient the loss makes of each.
-
-    `counts`: decisions per bin of g. `norm`, `effective`: mean g and mean |dL/dx_target| of each non-empty bin,
-    L being the sum over the decisions: what cross entropy maps to g itself, the other losses bend.
-    """
-    logits = logits.clone().requires_grad_()
-    criterion(loss)(logits, target, reduction="sum").backward()
-    chosen = target[:, None]
-    effective = logits.grad.gather(1, chosen).squeeze(1).abs().double().numpy()
-    norm = 1 - logits.detach().double().softmax(-1).gather(1, chosen).squeeze(1).numpy()
-    index = np.minimum((norm * bins).astype(int), bins - 1)
-    counts = np.bincount(index, minlength=bins)
-    filled = counts > 0
-    return {
-        "counts": counts.tolist(),
-        "norm": (np.bincount(index, norm, bins)[filled] / counts[filled]).tolist(),
-        "effective": (np.bincount(index, effective, bins)[filled] / counts[filled]).tolist(),
-    }
-
-
-def save(model: TwoPointerModel, vocabulary: Vocabulary, directory: str | Path) -> None:
-    """Writes config.json, the weights and vocab.txt."""
-    model.save_pretrained(directory)
-    vocabulary.save(directory)
-
-
-def load(directory: str | Path) -> tuple[TwoPointerModel, Vocabulary]:
-    """Reads back what `save` wrote."""
-    if not Path(directory, "config.json").is_file():
-        raise DataError(f"{directory} holds no config.json; it should be a directory that `fastloss train` saved.")
-    quieten()
-    model = load_model(str(directory))
-    if not hasattr(model.config, "piece_length"):
-        raise DataError(f"{directory} is an encoder without trained heads; it should be saved by `fastloss train`.")
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), Vocabulary.from_pretrained(str(directory))
+def epochs(history: list[dict], held: list[float]) -> list[dict]:
+    """One row an epoch: losses, dev F1 and, where there is one, the held-out F1."""
+    fits = [entry for entry in history if "loss" in entry]
+    devs = [entry for entry in history if "eval_loss" in entry]
+    rows = [
+        {
+            "epoch": round(dev["epoch"]),
+            "train_loss": finite(fit["loss"]),
+            "dev_loss": finite(dev["eval_loss"]),
+            "f1": dev["eval_f1"],
+            "learning_rate": fit["learning_rate"],
+        }
+        for fit, dev in zip(fits, devs, strict=True)
+    ]
+    return [row | {"held_f1": score} for row, score in zip(rows, held, strict=True)] if held else rows

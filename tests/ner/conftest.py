@@ -23,6 +23,34 @@ def small_directory(small_corpus, tmp_path_factory):
     return directory
 
 
+ENGLISH = """\
+-DOCSTART- -X- O O
+
+Mary NNP B-NP B-PER
+Poppins NNP I-NP I-PER
+flew VBD B-VP O
+to IN B-PP O
+London NNP B-NP B-LOC
+. . O O
+
+Acme NNP B-NP B-ORG
+Corp NNP I-NP I-ORG
+hired VBD B-VP O
+John NNP B-NP B-PER
+in IN B-PP O
+Paris NNP B-NP B-LOC
+"""
+
+
+@pytest.fixture(scope="session")
+def english_directory(tmp_path_factory):
+    """CoNLL columns with PER, ORG and LOC."""
+    directory = tmp_path_factory.mktemp("english")
+    (directory / "train.conll").write_text("\n".join([ENGLISH] * 24), encoding="utf-8")
+    (directory / "valid.conll").write_text("\n".join([ENGLISH] * 2), encoding="utf-8")
+    return directory
+
+
 @pytest.fixture
 def cluener():
     directory = os.environ.get("FASTLOSS_CLUENER_DIR")

@@ -1,4 +1,4 @@
-"""A whole small comparison: what it measures, what it writes, and what a second run reuses."""
+"""A whole small comparison: what it measures, what it writes, what a second run reuses, and what dev never decides."""
 
 import json
 import math
@@ -9,46 +9,69 @@ import pytest
 import torch
 
 from fastloss.ner import compare as compare_module
-from fastloss.ner.compare import compare, fingerprint, summarize
-from fastloss.ner.report import ARTICLE, terminal_table, verdicts, write_report
-from fastloss.ner.synthetic import generate
-from fastloss.ner.train import LOSSES, Settings, gradient_profile, train
+from fastloss.ner.compare import Runs, compare, count_runs, tune
+from fastloss.ner.data import Corpus, DataError, Sentence
+from fastloss.ner.diagnosis import batch_profile, sample_batches
+from fastloss.ner.losses import make_criterion, parse_loss
+from fastloss.ner.progress import Progress
+from fastloss.ner.summary import curve_state
+from fastloss.ner.train import Settings, UntilFlat, hold_out, train
 
 SETTINGS = Settings(layers=1, hidden=32, epochs=2, batch_size=16)
+CE, GHMC, FOCAL = parse_loss("ce"), parse_loss("ghmc"), parse_loss("focal")
+
+
+def runs(out, resume=False):
+    return Runs(out, resume, Progress(1))
+
+
+def go(corpus, losses, seeds, out, settings=SETTINGS, resume=False):
+    return compare(corpus, losses, seeds, settings, [settings.learning_rate], runs(out, resume))
 
 
 @pytest.fixture(scope="module")
 def finished(small_corpus, tmp_path_factory):
     """Two losses, two seeds, and the directory they were written to."""
     out = tmp_path_factory.mktemp("report")
-    return compare(small_corpus, ["ce", "ghmc"], [1, 2], SETTINGS, out, resume=False), out
+    return go(small_corpus, [CE, GHMC], [1, 2], out), out
 
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Records which runs are trained instead of training them."""
-    runs = []
+    """Records which runs are trained, on what, instead of training them."""
+    asked = []
 
-    def fake(corpus, loss, seed, settings):
-        runs.append((loss, seed))
-        return None, None, {"loss": loss, "seed": seed}
+    class FakeRun:
+        train_set = None
 
+    def fake(corpus, loss, seed, settings, *_):
+        asked.append((loss.name, seed, settings.learning_rate, corpus))
+        run = FakeRun()
+        run.rate = settings.learning_rate
+        return run
+
+    # The F1 is best at 1e-3.
     monkeypatch.setattr(compare_module, "train", fake)
+    monkeypatch.setattr(
+        compare_module, "measure", lambda run: {"metrics": {"micro": {"f1": 1 - abs(math.log10(run.rate) + 3) / 10}}}
+    )
     monkeypatch.setattr(compare_module, "time_loss", lambda *_: {})
-    return runs
+    return asked
 
 
-def test_every_run_is_measured(finished):
+def test_every_run_is_measured_and_written(finished, small_corpus):
     results, out = finished
     assert [(r["loss"], r["seed"]) for r in results] == [("ce", 1), ("ghmc", 1), ("ce", 2), ("ghmc", 2)]
     for result in results:
         assert [entry["epoch"] for entry in result["epochs"]] == [1, 2]
-        assert result["steps"] == 6
+        assert result["steps"] == 6 and result["seconds"] > 0
         assert result["epochs"][-1]["f1"] == pytest.approx(result["metrics"]["micro"]["f1"])
         assert len(result["sentence_counts"]) == 16
-        assert result["loss_time"]["fused"] > 0 and result["loss_time"]["reference"] > 0
+        assert result["loss_time"]["seconds"] > 0
+        decisions = 2 * sum(len(sentence.text) for sentence in small_corpus.dev)
+        assert sum(sum(counts) for counts in result["gradient_norms"].values()) == decisions
         path = out / "runs" / f"{result['loss']}-seed{result['seed']}.json"
-        assert json.loads(path.read_text("utf-8")) == result
+        assert json.loads(path.read_text("utf-8"))["result"] == json.loads(json.dumps(result))
 
 
 def test_the_dev_loss_starts_near_that_of_guessing_and_falls(finished):
@@ -61,133 +84,213 @@ def test_the_dev_loss_starts_near_that_of_guessing_and_falls(finished):
 
 def test_training_is_deterministic(finished, small_corpus):
     results, _ = finished
-    _, _, again = train(small_corpus, "ce", 1, SETTINGS)
-    assert again["epochs"] == results[0]["epochs"]
-    assert again["metrics"] == results[0]["metrics"]
+    again = train(small_corpus, CE, 1, SETTINGS, Progress(1).begin("again"))
+    assert again.record["epochs"] == results[0]["epochs"]
+    assert again.record["early"] == results[0]["early"]
 
 
 def test_accumulating_batches_is_training_on_the_larger_batch(small_corpus):
-    whole = replace(SETTINGS, epochs=1, batch_size=48)
-    model_a, _, _ = train(small_corpus, "ce", 1, replace(whole, warmup=0.0))
-    model_b, _, _ = train(small_corpus, "ce", 1, replace(whole, warmup=0.0, batch_size=16, accumulation=3))
+    whole = replace(SETTINGS, epochs=1, batch_size=48, warmup=0.0)
+    biases = [
+        train(small_corpus, CE, 1, settings, Progress(1).begin("run")).model.start.bias.detach()
+        for settings in (whole, replace(whole, batch_size=16, accumulation=3))
+    ]
     # One step of AdamW moves every weight by about the learning rate in its gradient's direction; dropout differs.
-    moves_a, moves_b = model_a.start.bias.detach(), model_b.start.bias.detach()
-    torch.testing.assert_close(moves_a, moves_b, atol=1e-4, rtol=0)
+    torch.testing.assert_close(*biases, atol=1e-4, rtol=0)
 
 
 def test_resume_trains_only_what_is_missing(finished, small_corpus, trained):
     results, out = finished
-    again = compare(small_corpus, ["ce", "focal"], [1, 2], SETTINGS, out, resume=True)
-    assert trained == [("focal", 1), ("focal", 2)]
-    assert again[0] == results[0] and again[2] == results[2]
+    again = go(small_corpus, [CE, FOCAL], [1, 2], out, resume=True)
+    assert [run[:2] for run in trained] == [("focal", 1), ("focal", 2)]
+    assert again[0] == json.loads(json.dumps(results[0])) and again[2] == json.loads(json.dumps(results[2]))
     for seed in (1, 2):
         (out / "runs" / f"focal-seed{seed}.json").unlink()
 
 
 def test_without_resume_everything_is_trained_again(small_corpus, trained, tmp_path):
     for _ in range(2):
-        compare(small_corpus, ["ce"], [1], SETTINGS, tmp_path, resume=False)
-    assert trained == [("ce", 1)] * 2
+        go(small_corpus, [CE], [1], tmp_path)
+    assert len(trained) == 2
 
 
-@pytest.mark.parametrize("change", ["settings", "data", "options"])
+@pytest.mark.parametrize("change", ["settings", "data", "options", "processes"])
 def test_resume_does_not_mix_results_of_other_settings(change, small_corpus, trained, tmp_path, monkeypatch):
-    compare(small_corpus, ["focal"], [1], SETTINGS, tmp_path, resume=True)
-    settings, corpus = SETTINGS, small_corpus
+    go(small_corpus, [FOCAL], [1], tmp_path, resume=True)
+    settings, corpus, loss = SETTINGS, small_corpus, FOCAL
     if change == "settings":
         settings = replace(SETTINGS, learning_rate=1e-4)
     elif change == "data":
         corpus = small_corpus._replace(dev=small_corpus.dev[:-1])
+    elif change == "options":
+        loss = replace(FOCAL, options={"gamma": 1.0})
     else:
-        monkeypatch.setitem(LOSSES, "focal", replace(LOSSES["focal"], options={"gamma": 1.0}))
-    compare(corpus, ["focal"], [1], settings, tmp_path, resume=True)
-    assert trained == [("focal", 1)] * 2
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    go(corpus, [loss], [1], tmp_path, settings, resume=True)
+    assert len(trained) == 2
+
+
+def spoilt(good: dict) -> list[bytes]:
+    """Run files as a disk, an editor or an older version may leave them."""
+    changed = good | {"result": good["result"] | {"seed": 7}}
+    return [
+        b"",
+        b'{"key":',
+        b"\xff\xfe",
+        b"[]",
+        b"3",
+        b"null",
+        b"[" * 100_000,
+        json.dumps({name: value for name, value in good.items() if name != "key"}).encode(),
+        json.dumps(good | {"result": {}}).encode(),
+        json.dumps(good | {"result": 3}).encode(),
+        json.dumps(changed).encode(),
+    ]
 
 
 def test_resume_trains_again_what_is_not_a_result(small_corpus, trained, tmp_path):
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "ce-seed1.json").write_text('{"key":', encoding="utf-8")
-    compare(small_corpus, ["ce"], [1], SETTINGS, tmp_path, resume=True)
-    assert trained == [("ce", 1)]
+    go(small_corpus, [CE], [1], tmp_path)
+    path = tmp_path / "runs" / "ce-seed1.json"
+    for count, raw in enumerate(spoilt(json.loads(path.read_bytes())), start=2):
+        path.write_bytes(raw)
+        go(small_corpus, [CE], [1], tmp_path, resume=True)
+        assert len(trained) == count, raw[:60]
+    go(small_corpus, [CE], [1], tmp_path, resume=True)
+    assert len(trained) == count
 
 
-def test_an_interruption_keeps_the_finished_runs(small_corpus, monkeypatch, tmp_path):
-    def interrupted(corpus, loss, seed, settings):
-        if loss == "lsr":
+def test_an_interruption_keeps_the_finished_runs(small_corpus, trained, monkeypatch, tmp_path):
+    real = compare_module.train
+
+    def interrupted(corpus, loss, *others):
+        if loss.name == "lsr":
             raise KeyboardInterrupt
-        return None, None, {"loss": loss}
+        return real(corpus, loss, *others)
 
     monkeypatch.setattr(compare_module, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        compare(small_corpus, ["ce", "lsr"], [1], SETTINGS, tmp_path, resume=False)
+        go(small_corpus, [CE, parse_loss("lsr")], [1], tmp_path)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["ce-seed1.json"]
 
 
-def test_the_fingerprint_sees_text_labels_and_parts(small_corpus):
-    swapped = small_corpus._replace(train=small_corpus.dev, dev=small_corpus.train)
-    noisy = generate(train=48, dev=16, seed=1, label_noise=0.5)
-    assert len({fingerprint(corpus) for corpus in (small_corpus, swapped, noisy)}) == 3
+def test_learning_rates_are_chosen_on_held_out_train_and_never_on_dev(small_corpus, trained, tmp_path):
+    rates = [1e-4, 1e-3, 1e-2]
+    compare(small_corpus, [CE, FOCAL], [1, 2], SETTINGS, rates, runs(tmp_path))
+    tuning, final = trained[:6], trained[6:]
+    assert [run[:3] for run in tuning] == [(loss, 1, rate) for loss in ("ce", "focal") for rate in rates]
+    for *_, corpus in tuning:
+        assert sorted(map(str, corpus.train + corpus.dev)) == sorted(map(str, small_corpus.train))
+    assert [run[:3] for run in final] == [(loss, seed, 1e-3) for seed in (1, 2) for loss in ("ce", "focal")]
+    assert all(run[3] == small_corpus for run in final)
+    assert len(trained) == count_runs([CE, FOCAL], [1, 2], rates)
 
 
-def test_the_summary_is_the_mean_and_deviation_over_seeds(finished):
-    results, _ = finished
-    summary = summarize(results)
-    f1 = [r["metrics"]["micro"]["f1"] for r in results if r["loss"] == "ghmc"]
-    assert summary["losses"]["ghmc"]["f1"] == {"mean": np.mean(f1), "std": np.std(f1, ddof=1)}
-    assert [(pair["a"], pair["b"]) for pair in summary["pairs"]] == [("ce", "ghmc")]
+def test_tuning_takes_the_best_rate_and_the_first_of_equals(small_corpus, trained, tmp_path):
+    assert tune(hold_out(small_corpus.train), CE, 1, SETTINGS, [3e-2, 1e-3, 1e-5], runs(tmp_path)) == 1e-3
+    assert tune(hold_out(small_corpus.train), CE, 1, SETTINGS, [1e-2, 1e-4], runs(tmp_path)) == 1e-2
 
 
-def test_one_seed_has_no_deviation(finished):
-    results, _ = finished
-    assert summarize(results[:1])["losses"]["ce"]["f1"]["std"] is None
+def test_a_tenth_is_held_out_the_same_every_time(small_corpus):
+    split = hold_out(small_corpus.train)
+    assert split == hold_out(small_corpus.train)
+    assert len(split.dev) == 5 and len(split.train) == 43
+    assert set(map(str, split.dev)).isdisjoint(map(str, split.train))
+    with pytest.raises(DataError, match="one training sentence"):
+        hold_out(small_corpus.train[:1])
 
 
-def test_the_report_holds_table_figures_and_numbers(finished, tmp_path):
-    results, _ = finished
-    summary = write_report(results, tmp_path, "builtin", "fastloss compare")
-    text = (tmp_path / "report.md").read_text("utf-8")
-    assert "| loss | address | book | company | game | government | movie | name | organization " in text
-    assert "| ghmc | 0.6371 | 0.8136 |" in text
-    for name in ("curves", "gradient_norms", "effective_gradient", "loss_time"):
-        assert f"({name}.png)" in text
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    numbers = json.loads((tmp_path / "report.json").read_text("utf-8"))
-    assert numbers["losses"] == summary["losses"] and numbers["pairs"] == summary["pairs"]
+def test_stopping_early_looks_at_held_out_sentences_and_keeps_their_best_epoch(small_corpus, monkeypatch):
+    asked, scripted = [], iter([0.1, 0.3, 0.2, 0.25, 0.3, 0.9])
+
+    def score(sentences, predictions):
+        asked.append(sentences)
+        return next(scripted) if sentences == held else 0.0
+
+    held = hold_out(small_corpus.train).dev
+    monkeypatch.setattr("fastloss.ner.train.micro_f1", score)
+    settings = replace(SETTINGS, until_flat=True, epochs=9, patience=3)
+    weights = []
+    original = UntilFlat.on_epoch_end
+
+    def spy(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        weights.append(self.model.start.bias.detach().clone())
+
+    monkeypatch.setattr(UntilFlat, "on_epoch_end", spy)
+    run = train(small_corpus, CE, 1, settings, Progress(1).begin("run"))
+    # Epoch 2 is the best; three without a new best end it, however good a sixth would have been.
+    assert [epoch["held_f1"] for epoch in run.record["epochs"]] == [0.1, 0.3, 0.2, 0.25, 0.3]
+    assert run.record["best_epoch"] == 2
+    assert torch.equal(run.model.start.bias, weights[1]) and not torch.equal(weights[1], weights[-1])
+    # The rate is halved after each epoch without a gain.
+    rates = [epoch["learning_rate"] for epoch in run.record["epochs"]]
+    assert rates[2] == 2e-3 and rates[4] == 2e-3 / 4
+    # Training never saw what was held out, nor dev.
+    assert run.train_set.sentences == hold_out(small_corpus.train).train
 
 
-def test_the_terminal_table_has_the_articles_rows_below(finished):
-    summary = summarize(finished[0])
-    lines = terminal_table(summary, "builtin", "tiny").splitlines()
-    assert lines[0].split()[0] == "loss" and lines[0].split()[-1] == "F1"
-    assert [line.split()[0] for line in (lines[2], lines[3], lines[5], lines[6])] == ["ce", "ghmc", "ce", "ghmc"]
-    assert lines[5].split()[1:] == [f"{value:.4f}" for value in ARTICLE["ce"]]
-    assert "other data" in lines[-1]
-    assert "other data" not in terminal_table(summary, "cluener", "bert-base-chinese")
+def result_with(scores, until_flat=False, best=None, diverged=False):
+    settings = {"until_flat": until_flat, "patience": 3}
+    return {
+        "settings": settings,
+        "epochs": [{"f1": score} for score in scores],
+        "best_epoch": best,
+        "diverged": diverged,
+    }
 
 
-def test_verdicts_name_the_better_loss_first():
-    pair = {"a": "ce", "b": "focal", "difference": -0.02, "low": -0.03, "high": -0.01}
-    pair |= {"seeds": 3, "adjusted_p": 0.01, "real": True}
-    (sentence,) = verdicts({"pairs": [pair]})
-    assert sentence == (
-        "focal is 0.0200 above ce (95% interval +0.0100 to +0.0300, adjusted p = 0.010): a real difference."
-    )
-    assert verdicts({"pairs": [pair | {"seeds": 1}]})[0].endswith("but one training each.")
-    assert verdicts({"pairs": [pair | {"real": False}]})[0].endswith("may be chance.")
+@pytest.mark.parametrize(
+    ("result", "state"),
+    [
+        (result_with([0.1, 0.4, 0.5, 0.55, 0.6, 0.62, 0.63, 0.66]), "rising"),
+        (result_with([0.1, 0.4, 0.5, 0.55, 0.6, 0.62, 0.62, 0.624]), "flat"),
+        (result_with([0.1, 0.4, 0.7, 0.55, 0.6, 0.62, 0.63, 0.66]), "flat"),
+        (result_with([0.1, 0.1, 0.1]), "too short"),
+        (result_with([0.1, 0.2, 0.2, 0.2, 0.2], until_flat=True, best=2), "flat"),
+        (result_with([0.1, 0.2, 0.2, 0.2, 0.3], until_flat=True, best=5), "rising"),
+        (result_with([0.0] * 8, diverged=True), "diverged"),
+    ],
+)
+def test_curves_are_marked_flat_or_rising(result, state):
+    assert curve_state(result) == state
 
 
-def test_gradient_profiles_are_the_losses_slopes():
-    torch.manual_seed(0)
-    logits, target = 4 * torch.randn(20_000, 11), torch.randint(0, 11, (20_000,))
-    profiles = {loss: gradient_profile(loss, logits, target) for loss in LOSSES}
-    norm = np.array(profiles["ce"]["norm"])
-    assert sum(profiles["ce"]["counts"]) == 20_000
-    np.testing.assert_allclose(profiles["ce"]["effective"], norm, rtol=1e-4)
-    # Label smoothing 0.1 over 11 classes asks for p = 0.9 + 0.1 / 11, so that the gradient shifts by the rest.
-    np.testing.assert_allclose(profiles["lsr"]["effective"], np.abs(norm - 0.1 * 10 / 11), atol=6e-3)
-    slope = norm**2 * (1 - 2 * (1 - norm) * np.log(1 - norm) / norm)
-    np.testing.assert_allclose(np.array(profiles["focal"]["effective"])[:-1], (slope * norm)[:-1], rtol=0.02, atol=2e-4)
-    # GHM-C: within a bin the weight is constant, N / (n * R).
-    weights = np.array(profiles["ghmc"]["effective"]) / norm
-    counts = np.array(profiles["ghmc"]["counts"]).reshape(10, 5).sum(1)
-    np.testing.assert_allclose(weights.reshape(10, 5), (20_000 / (10 * counts))[:, None].repeat(5, 1), rtol=1e-3)
+def test_a_learning_rate_that_blows_up_is_a_result_of_zeros(small_corpus, tmp_path):
+    settings = replace(SETTINGS, learning_rate=1e30, warmup=0.0)
+    (result,) = go(small_corpus, [CE], [1], tmp_path, settings)
+    assert result["diverged"] and result["metrics"]["micro"]["f1"] == 0.0
+    assert go(small_corpus, [CE], [1], tmp_path, settings, resume=True) == [json.loads(json.dumps(result))]
+
+
+def test_the_weights_of_a_batch_are_the_losses_slopes(small_corpus):
+    run = train(small_corpus, CE, 1, replace(SETTINGS, epochs=1), Progress(1).begin("run"))
+    run.model.dropout.p = 0.0
+    batches = run.batches(16)
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+
+    def weights(spec):
+        criterion = make_criterion(parse_loss(spec), run.train_set.tag_counts())
+        return np.array(batch_profile(run.model, batches, criterion, bins=10)["weight"], dtype=float)
+
+    ones = weights("ce")
+    np.testing.assert_allclose(ones[~np.isnan(ones)], 1, rtol=1e-3)
+    # Within a bin GHM-C's weight is N / (n · R): their mean over a batch's decisions is 1.
+    ghmc = weights("ghmc")
+    assert np.nanmax(ghmc) > 1 > np.nanmin(ghmc)
+    centres = (np.arange(10) + 0.5) / 10
+    slope = centres**2 * (1 - 2 * (1 - centres) * np.log(1 - centres) / centres)
+    focal = weights("focal")
+    np.testing.assert_allclose(focal, np.where(np.isnan(focal), np.nan, slope), atol=0.25)
+    assert all(torch.equal(before[name], value) for name, value in run.model.state_dict().items())
+    assert len(run.model.criteria) == 2
+
+
+def test_the_same_batches_are_sampled_every_time(small_corpus):
+    run = train(small_corpus, CE, 1, replace(SETTINGS, epochs=1), Progress(1).begin("run"))
+    first, second = (sample_batches(run.train_set, 16, list, batches=2) for _ in range(2))
+    assert first == second and len(first) == 2 and len(first[0]) == 16
+
+
+def test_data_without_any_mention_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no mention of any type"):
+        go(Corpus([Sentence("abc")] * 3, [Sentence("abc")]), [CE], [1], tmp_path)

@@ -4,8 +4,9 @@ from collections import defaultdict
 
 import pytest
 
-from fastloss.ner.data import TYPES, count_types, surfaces, unseen_share
-from fastloss.ner.synthetic import FREQUENCY, generate
+from fastloss.ner.data import count_types, surfaces
+from fastloss.ner.inspection import unseen_share
+from fastloss.ner.synthetic import FREQUENCY, RARE, TYPES, generate, thin
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +57,13 @@ def test_label_noise_spoils_that_share_of_trains_labels_and_none_of_devs():
     dropped = total - sum(len(s.spans) for s in noisy.train)
     assert 1 - kept / total == pytest.approx(0.2, abs=0.02)
     assert dropped / total == pytest.approx(0.1, abs=0.02)
+
+
+def test_thinning_keeps_that_share_of_the_sentences_with_rare_types_and_all_others(corpus):
+    thinned = thin(corpus, 0.25)
+    before, after = (count_types(part.train)[1] for part in (corpus, thinned))
+    for type_ in RARE:
+        assert after[type_] / before[type_] == pytest.approx(0.25, abs=0.07)
+    others = [s for s in corpus.train if not any(span.type in RARE for span in s.spans)]
+    assert [s for s in thinned.train if not any(span.type in RARE for span in s.spans)] == others
+    assert thinned.dev == corpus.dev and thin(corpus, 1.0) == corpus

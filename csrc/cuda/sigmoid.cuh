@@ -7,18 +7,25 @@
 // Launches: one; with a memset of the tickets before it where losses are added; with the histogram's for GHM-C.
 #pragma once
 
-#include "common.cuh"
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "../losses/sigmoid.h"
+#include "histogram.cuh"
+#include "launch.cuh"
+#include "memory.cuh"
 
 namespace fastloss {
 
-constexpr int kSigmoidThreads = 256;
 template <class T>
 constexpr int kSigmoidBlocks = sizeof(T) == 8 ? 2 : 4;  // on a multiprocessor: leaves the registers that are needed
 
 struct SigmoidLaunch {
   SigmoidParams params;
+  SigmoidSchedule schedule;
   Scratch* scratch;
-  bool vectorize;  // every buffer is aligned for runs
+  GradientNorms norms;  // where sigmoid_count leaves them; without, they become GHM-C's weights
 };
 
 // K elements side by side: one, or a run of them in accesses of 16 bytes (of fewer for the mask).
@@ -91,32 +98,30 @@ __device__ __forceinline__ void for_each_run(const SigmoidLaunch& launch, const 
   const int64_t N = launch.params.N;
   const int64_t thread = int64_t(blockIdx.x) * kSigmoidThreads + threadIdx.x;
   const int64_t threads = int64_t(gridDim.x) * kSigmoidThreads;
-  const int64_t runs = launch.vectorize ? N / kRun : 0;
+  const int64_t runs = launch.schedule.path == SigmoidPath::runs ? N / kRun : 0;
   for (int64_t r = thread; r < runs; r += threads) each(SigmoidRun<T, kRun>(launch.params, r * kRun), r * kRun);
   for (int64_t i = runs * kRun + thread; i < N; i += threads) each(SigmoidRun<T, 1>(launch.params, i), i);
 }
-
-// ---- losses: value, and slope with respect to -z
-
-template <class S>
-struct SigmoidGhmcLoss {
-  BinWeights<S> bin_weights;
-  __device__ void stage() const { bin_weights.stage(); }
-  __device__ ValueSlope<S> operator()(const Decision<S>& d, S target, bool soft) const {
-    S beta = bin_weights.of(gradient_norm(d, target, soft));
-    ValueSlope<S> f = SigmoidCrossEntropy{}(d, target, soft);
-    return {beta * f.value, beta * f.slope};
-  }
-};
-
-// ---- kernels
 
 // What a mean divides by, else 1.
 __device__ inline double sigmoid_denominator(const SigmoidLaunch& launch) {
   const SigmoidParams& params = launch.params;
   if (params.reduction != Reduction::mean) return 1;
   // As mmdetection has it: GHM-C of a batch without any valid decision has the mean 0, not nan.
-  return params.kind == Loss::ghmc ? max(launch.scratch->denominator[0], 1.0) : double(params.N);
+  return params.ghmc ? max(launch.scratch->denominator[0], 1.0) : double(params.N);
+}
+
+// What gradients are multiplied by: stored_scale / denominator. Of float16, stored_scale is the same in every block and
+// written by one thread. Not inlined: the registers are the loop's.
+template <class T>
+__device__ __noinline__ double sigmoid_gradient_scale(const SigmoidLaunch& launch) {
+  const SigmoidParams& params = launch.params;
+  const double denominator = sigmoid_denominator(launch);
+  if (!std::is_same_v<T, __half> || !params.stored_scale) return 1 / denominator;
+  const ClassBalance<double> balance(params.alpha, 1);
+  double largest = max(fabs(balance.zero), fabs(balance.one));
+  if (params.ghmc) largest *= launch.scratch->largest_weight;
+  return write_stored_scale(params.stored_scale, steepest(params.parameter) * largest / denominator) / denominator;
 }
 
 template <class T, class LossOf>
@@ -124,7 +129,7 @@ __global__ void __launch_bounds__(kSigmoidThreads, kSigmoidBlocks<T>)
     sigmoid_loss(const __grid_constant__ SigmoidLaunch launch, const LossOf loss_of) {
   using S = Compute<T>;
   const SigmoidParams& params = launch.params;
-  const ClassBalance<S> balance(params.alpha, params.grad_scale / sigmoid_denominator(launch));
+  const ClassBalance<S> balance(params.alpha, sigmoid_gradient_scale<T>(launch));
   const bool stores_loss = params.reduction == Reduction::none;
   double sum = 0;
   stage_loss(loss_of);
@@ -150,72 +155,59 @@ __global__ void __launch_bounds__(kSigmoidThreads, kSigmoidBlocks<T>)
   reduce_loss(sum, denominator, launch.scratch, static_cast<S*>(params.loss));
 }
 
-// GHM-C's first pass: counts the gradient norms; the last block turns the counts into beta.
+// Counts the gradient norms; the last block turns the counts into GHM-C's weights, or hands them out.
 template <class T>
 __global__ void __launch_bounds__(kSigmoidThreads, kSigmoidBlocks<T>)
-    sigmoid_histogram(const __grid_constant__ SigmoidLaunch launch) {
+    sigmoid_count(const __grid_constant__ SigmoidLaunch launch) {
   __shared__ uint32_t storage[BlockHistogram::kEntries];
   const GhmState& state = launch.params.ghm;
   BlockHistogram histogram(storage, launch.scratch, state.bins);
-  for_each_run<T>(launch, [&](const auto& in, int64_t /*i*/) {
+  for_each_run<T>(launch, [&](const auto& in, int64_t i) {
     constexpr int K = sizeof(in.logits) / sizeof(Compute<T>);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      if (in.valid[k]) histogram.add(ghm_bin(gradient_norm(in.decision(k), in.target[k], in.soft(k)), state.bins));
+      int32_t bin = -1;
+      if (in.valid[k]) {
+        bin = ghm_bin(gradient_norm(in.decision(k), in.target[k], in.soft(k)), state.bins);
+        histogram.add(bin);
+      }
+      if (launch.norms.bin) launch.norms.bin[i + k] = bin;
     }
   });
-  histogram.flush();
-  if (is_last_block(&launch.scratch->histogram_ticket)) {
-    finish_histogram(state, launch.scratch, launch.params.bin_weight);
-  }
+  conclude_histogram(histogram, state, launch.norms, launch.scratch, launch.params.bin_weight);
 }
 
 // ---- launching
 
-// Of device memory, aligned to 32 bytes; its contents do not matter.
-inline size_t sigmoid_workspace_bytes(const SigmoidParams& params) { return scratch_bytes(params.ghm.bins); }
-
 template <class T>
-bool aligned_for_runs(const SigmoidParams& params) {
-  auto aligned = [](const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; };
-  return aligned(params.input, 16) && aligned(params.grad, 16) && aligned(params.target, 16) &&
-         aligned(params.mask, Pack<T>::kSize) && (params.reduction != Reduction::none || aligned(params.loss, 16));
-}
-
-template <class T, class LossOf>
-cudaError_t launch_sigmoid_kernel(const SigmoidLaunch& launch, const LossOf& loss_of, int blocks, cudaStream_t stream) {
-  sigmoid_loss<T><<<blocks, kSigmoidThreads, 0, stream>>>(launch, loss_of);
-  return cudaGetLastError();
-}
-
-template <class T>
-cudaError_t launch_sigmoid_of(SigmoidLaunch launch, cudaStream_t stream) {
-  using S = Compute<T>;
+cudaError_t launch_sigmoid_before(const SigmoidLaunch& launch, cudaStream_t stream) {
   const SigmoidParams& params = launch.params;
-  launch.vectorize = aligned_for_runs<T>(params);
-  // Many decisions: several runs a thread, so that what a block does at its end weighs less.
-  int runs_per_thread = params.N < (1 << 20) ? 1 : 4;
-  int blocks = num_blocks(params.N, kSigmoidThreads * Pack<T>::kSize * runs_per_thread, kMaxBlocks);
-  bool ghmc = params.kind == Loss::ghmc;
-  if (ghmc || params.reduction != Reduction::none) {
-    cudaError_t error = reset_scratch(launch.scratch, params.ghm.bins, stream);
-    if (error != cudaSuccess) return error;
-  }
-  if (ghmc) {
-    sigmoid_histogram<T><<<blocks, kSigmoidThreads, 0, stream>>>(launch);
-    cudaError_t error = cudaGetLastError();
-    if (error != cudaSuccess) return error;
-    SigmoidGhmcLoss<S> loss_of{{params.bin_weight, params.ghm.bins}};
-    return launch_sigmoid_kernel<T>(launch, loss_of, blocks, stream);
-  }
-  if (params.gamma == 0) return launch_sigmoid_kernel<T>(launch, SigmoidCrossEntropy{}, blocks, stream);
-  return launch_sigmoid_kernel<T>(launch, SigmoidFocal<Focal<S>>{{S(params.gamma)}}, blocks, stream);
+  if (!params.ghmc && params.reduction == Reduction::none) return cudaSuccess;
+  cudaError_t error = reset_scratch(launch.scratch, params.ghm.bins, stream);
+  if (error != cudaSuccess || !params.ghmc) return error;
+  return launch_kernel(sigmoid_count<T>, launch.schedule.blocks, kSigmoidThreads, 0, stream, launch);
 }
 
 // Writes loss, grad (if any) and, for GHM-C, bin_weight and the running statistics.
 inline cudaError_t launch_sigmoid_loss(const SigmoidParams& params, void* workspace, cudaStream_t stream) {
-  SigmoidLaunch launch{params, static_cast<Scratch*>(workspace), false};
-  return with_storage(params.dtype, [&](auto storage) { return launch_sigmoid_of<decltype(storage)>(launch, stream); });
+  const SigmoidLaunch launch{params, schedule_of(params), static_cast<Scratch*>(workspace), {}};
+  return with_storage(params.dtype, [&](auto storage) {
+    using T = decltype(storage);
+    cudaError_t error = launch_sigmoid_before<T>(launch, stream);
+    if (error != cudaSuccess) return error;
+    return with_loss_of_call<Compute<T>>(params, [&](auto loss_of) {
+      return launch_kernel(sigmoid_loss<T, decltype(loss_of)>, launch.schedule.blocks, kSigmoidThreads, 0, stream,
+                           launch, loss_of);
+    });
+  });
+}
+
+// Writes norms. params are GHM-C's.
+inline cudaError_t launch_sigmoid_gradient_norms(const SigmoidParams& params, const GradientNorms& norms,
+                                                 void* workspace, cudaStream_t stream) {
+  const SigmoidLaunch launch{params, schedule_of(params), static_cast<Scratch*>(workspace), norms};
+  return with_storage(params.dtype,
+                      [&](auto storage) { return launch_sigmoid_before<decltype(storage)>(launch, stream); });
 }
 
 }  // namespace fastloss

@@ -1,4 +1,14 @@
-// Targets of the softmax losses: reading W of them, checking them and adding up their weights. Included per ISA.
+// Targets of the softmax losses: reading W of them, checking them and adding up their weights.
+#pragma once
+
+#include "storage.h"
+
+namespace FASTLOSS_NAMESPACE {
+
+inline int64_t target_at(const SoftmaxParams& params, int64_t position) {
+  return params.target_is_int64 ? static_cast<const int64_t*>(params.target)[position]
+                                : static_cast<const int32_t*>(params.target)[position];
+}
 
 // W targets as lanes of M; -1 where a decision is ignored, and beyond count.
 template <class M>
@@ -55,7 +65,7 @@ inline TargetSum count_targets(const SoftmaxParams& params, int64_t begin, int64
 }
 
 // The same with the weights of the decisions for their number, where there are weights.
-TargetSum scan_targets(const SoftmaxParams& params, int64_t begin, int64_t end) {
+inline TargetSum scan_targets(const SoftmaxParams& params, int64_t begin, int64_t end) {
   TargetSum sum =
       params.target_is_int64 ? count_targets<int64_t>(params, begin, end) : count_targets<int32_t>(params, begin, end);
   if (!params.weight || sum.out_of_range >= 0) return sum;
@@ -63,7 +73,10 @@ TargetSum scan_targets(const SoftmaxParams& params, int64_t begin, int64_t end) 
   for (int64_t at = begin; at < end; ++at) {
     int64_t y = target_at(params, at);
     if (y == params.ignore_index) continue;
-    sum.weight += weight_at(params, y);
+    sum.weight += params.dtype == DType::float64 ? static_cast<const double*>(params.weight)[y]
+                                                 : static_cast<const float*>(params.weight)[y];
   }
   return sum;
 }
+
+}  // namespace FASTLOSS_NAMESPACE

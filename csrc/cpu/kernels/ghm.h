@@ -1,4 +1,10 @@
-// GHM-C on W decisions at a time: the look-up of beta and the count of the gradient norms. Included per ISA.
+// GHM-C on W decisions at a time: the look-up of beta and the count of the gradient norms.
+#pragma once
+
+#include "losses.h"
+#include "storage.h"
+
+namespace FASTLOSS_NAMESPACE {
 
 // beta of each bin, in the compute type.
 template <class S>
@@ -15,7 +21,7 @@ struct BinWeights {
     for (int32_t b = W; b < std::min(bins, 2 * W); ++b) high[b - W] = S(bin_weight[b]);
   }
 
-  FASTLOSS_LANE_FN V operator()(M bin) const {
+  FASTLOSS_LANE_FN V at(M bin) const {
     if (bins <= 2 * W) {
       M lane = bin & (W - 1);
       return select(bin < W, permute(low, lane), permute(high, lane));
@@ -23,6 +29,17 @@ struct BinWeights {
     V beta;
     for (int lane = 0; lane < W; ++lane) beta[lane] = S(bin_weight[bin[lane]]);
     return beta;
+  }
+};
+
+// beta by the gradient norm: the look-up of losses/ghmc_loss.h.
+template <class S>
+struct BetaOfNorm {
+  const BinWeights<S>& beta_of;
+
+  template <class V>
+  FASTLOSS_LANE_FN V operator()(V gradient_norm) const {
+    return beta_of.at(ghm_bin(gradient_norm, S(beta_of.bins)));
   }
 };
 
@@ -77,3 +94,5 @@ FASTLOSS_LANE_FN void store_bins(int32_t* target, M bin, int n) {
   i32 bins = __builtin_convertvector(bin, i32);
   __builtin_memcpy(target, &bins, n == W ? sizeof(bins) : n * sizeof(int32_t));
 }
+
+}  // namespace FASTLOSS_NAMESPACE

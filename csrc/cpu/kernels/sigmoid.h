@@ -1,21 +1,14 @@
-// Sigmoid losses on the CPU: loss and gradient of a block of yes/no decisions in one pass. Included per ISA.
+// Sigmoid losses: loss and gradient of a block of yes/no decisions in one pass.
 //
 // Fused: one exponential a logit, from which come p, q and nll of the target, f and f', and the gradient. Input,
 // target, mask, loss and gradient are walked in step; each element is read before it is written, so the gradient may
 // overwrite the logits.
+#pragma once
 
-template <class S>
-struct SigmoidGhmcLoss {
-  const BinWeights<S>& beta_of;
-  template <class V>
-  FASTLOSS_LANE_FN ValueSlope<V> operator()(const Decision<V>& d, V target, bool soft) const {
-    V beta = beta_of(ghm_bin(gradient_norm(d, target, soft), ScalarOf<V>(beta_of.bins)));
-    ValueSlope<V> f = SigmoidCrossEntropy{}(d, target, soft);
-    return {beta * f.value, beta * f.slope};
-  }
-};
+#include "ghm.h"
+#include "losses.h"
 
-// ---- schedule
+namespace FASTLOSS_NAMESPACE {
 
 // Where the decisions are read. A value, like SigmoidBlock: what a loop holds in registers must not have an address.
 template <class T>
@@ -114,16 +107,17 @@ struct SigmoidBlock {
   const ClassBalance<S> balance;
   T* const grad;
   S* const loss;  // where reduction is none
-  const bool streaming;
+  const bool streamed;
 
   // Where grad is aligned, so are all whole vectors: blocks are multiples of one.
-  FASTLOSS_LANE_FN SigmoidBlock(const SigmoidParams& params, double gradient_scale, LossOf loss)
+  FASTLOSS_LANE_FN SigmoidBlock(const SigmoidParams& params, const Schedule& schedule, double gradient_scale,
+                                LossOf loss)
       : in(params),
         loss_of(loss),
         balance(params.alpha, gradient_scale),
         grad(static_cast<T*>(params.grad)),
         loss(params.reduction == Reduction::none ? static_cast<S*>(params.loss) : nullptr),
-        streaming(streams(grad, params.input, params.N, params.dtype) && is_vector_aligned(grad)) {}
+        streamed(schedule.output == Output::streamed && is_vector_aligned(grad)) {}
 
   // Writes loss and gradient of count decisions from i on; returns their losses. soft: a target may be neither 0 nor 1.
   template <bool all>
@@ -140,7 +134,7 @@ struct SigmoidBlock {
       return value;
     }
     if (loss) store(loss + i, value);
-    if (grad && streaming) {
+    if (grad && streamed) {
       store_streaming(grad + i, slope);
     } else if (grad) {
       store(grad + i, slope);
@@ -169,43 +163,42 @@ struct SigmoidBlock {
     for (int64_t i = for_each_stage(in, begin, end, hard, soft); i < end; i += W) {
       sum.add(write_any(*this, i, int(std::min<int64_t>(end - i, W))));
     }
-    finish_streaming();
+    if (streamed) finish_streaming();
     return sum.total();
   }
 };
 
-template <class T>
-inline double sigmoid_block_of(const SigmoidParams& params, double scale, int64_t begin, int64_t end) {
-  using S = Compute<T>;
-  if (params.kind == Loss::ghmc) {
+inline double sigmoid(const SigmoidParams& params, const Schedule& schedule, const CallScale& of_call, int64_t begin,
+                      int64_t end) {
+  const double scale = of_call.stored / of_call.denominator;
+  return with_storage(params.dtype, [&](auto storage) {
+    using T = decltype(storage);
+    using S = Compute<T>;
+    auto run = [&](auto loss_of) {
+      return SigmoidBlock<T, decltype(loss_of)>(params, schedule, scale, loss_of).run(begin, end);
+    };
+    if (!params.ghmc) return with_loss<S>(params, run);
     const BinWeights<S> beta_of(params.bin_weight, params.ghm.bins);
-    return SigmoidBlock<T, SigmoidGhmcLoss<S>>(params, scale, {beta_of}).run(begin, end);
-  }
-  if (params.gamma == 0) return SigmoidBlock<T, SigmoidCrossEntropy>(params, scale, {}).run(begin, end);
-  if (params.gamma == 2) return SigmoidBlock<T, SigmoidFocal<Focal<S, 2>>>(params, scale, {}).run(begin, end);
-  return SigmoidBlock<T, SigmoidFocal<Focal<S>>>(params, scale, {{S(params.gamma)}}).run(begin, end);
-}
-
-// Loss and gradient of decisions [begin, end); the sum of their losses.
-double sigmoid_block(const SigmoidParams& params, double scale, int64_t begin, int64_t end) {
-  return with_storage(params.dtype,
-                      [&](auto storage) { return sigmoid_block_of<decltype(storage)>(params, scale, begin, end); });
+    return run(Ghmc<BetaOfNorm<S>>{{beta_of}});
+  });
 }
 
 template <class T>
-inline void sigmoid_histogram_of(const SigmoidParams& params, int64_t begin, int64_t end, int64_t* counts) {
+inline void sigmoid_bins_of(const SigmoidParams& params, int64_t begin, int64_t end, int64_t* counts, int32_t* bins) {
   const SigmoidInput<T> in(params);
-  const Compute<T> bins = params.ghm.bins;
   BinCounts bin_counts(params.ghm.bins, counts);
-  auto count = [&](const auto& decisions, auto e, bool soft) FASTLOSS_LAMBDA {
-    bin_counts.add(ghm_bin(gradient_norm(decisions.decision(e, soft), decisions.target, soft), bins), decisions.valid);
+  auto add = [&](const auto& decisions, auto e, int64_t i, int count, bool soft) FASTLOSS_LAMBDA {
+    auto norm = gradient_norm(decisions.decision(e, soft), decisions.target, soft);
+    auto bin = ghm_bin(norm, Compute<T>(params.ghm.bins));
+    bin_counts.add(bin, decisions.valid);
+    if (bins) store_bins(bins + i, bin | ~decisions.valid, count);  // -1 where masked
   };
   auto hard = [&](const Vec<T>* e, int64_t i, auto all) FASTLOSS_LAMBDA {
-    for (int k = 0; k < kStaged; ++k) count(SigmoidLoad<T, all>(in, i + k * W, W), e[k], false);
+    for (int k = 0; k < kStaged; ++k, i += W) add(SigmoidLoad<T, all>(in, i, W), e[k], i, W, false);
   };
-  auto any = [&](int64_t i, int n) FASTLOSS_LAMBDA {
-    const SigmoidLoad<T, false> decisions(in, i, n);
-    count(decisions, decision_exp(decisions.logits), true);
+  auto any = [&](int64_t i, int count) FASTLOSS_LAMBDA {
+    const SigmoidLoad<T, false> decisions(in, i, count);
+    add(decisions, decision_exp(decisions.logits), i, count, true);
   };
   auto soft = [&](int64_t i) FASTLOSS_LAMBDA {
     for (int k = 0; k < kStaged; ++k) any(i + k * W, W);
@@ -216,8 +209,9 @@ inline void sigmoid_histogram_of(const SigmoidParams& params, int64_t begin, int
   bin_counts.finish();
 }
 
-// Adds the gradient norms of decisions [begin, end) to counts [bins].
-void sigmoid_histogram_block(const SigmoidParams& params, int64_t begin, int64_t end, int64_t* counts) {
+inline void sigmoid_bins(const SigmoidParams& params, int64_t begin, int64_t end, int64_t* counts, int32_t* bin) {
   with_storage(params.dtype,
-               [&](auto storage) { sigmoid_histogram_of<decltype(storage)>(params, begin, end, counts); });
+               [&](auto storage) { sigmoid_bins_of<decltype(storage)>(params, begin, end, counts, bin); });
 }
+
+}  // namespace FASTLOSS_NAMESPACE
