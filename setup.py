@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zlib
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -54,6 +55,7 @@ CXX_FLAGS = [
     "-fPIC",
     "-fvisibility=hidden",
     "-Wall",
+    "-Wextra",
     "-Werror=switch",  # a loss that is forgotten somewhere does not compile
     "-Wno-psabi",  # vectors wider than the baseline's registers never cross a call
     # Templates of the C++ standard library are compiled here, so that an older one suffices where this is run.
@@ -66,6 +68,12 @@ OPS_FLAGS = [
     # 2.10 is 0x020a...: nothing newer than it is used.
     "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*map(int, TORCH_ABI.split("."))),
 ]
+
+
+def flags_tag():
+    """Objects with flags of the user's own have a folder of their own."""
+    flags = " | ".join(os.environ.get(variable, "") for variable in ("CXXFLAGS", "LDFLAGS"))
+    return f"-{zlib.crc32(flags.encode()):08x}" if flags.strip(" |") else ""
 
 
 def output_of(*command):
@@ -149,7 +157,7 @@ class BuildLibraries(build_ext):
         compiler = compiler_version()
         nvcc = find_nvcc()
         # What every object depends on, beside its sources and flags.
-        self.folder = Path("build", f"{Path(COMPILER).name}-torch{torch.__version__}")
+        self.folder = Path("build", f"{Path(COMPILER).name}-torch{torch.__version__}{flags_tag()}")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lines = [
             "builddir = " + str(self.folder),

@@ -1,6 +1,6 @@
 """Global memory traffic of the CUDA kernels, counted in the emulator, and the time that memory bandwidth allows for it.
 
-    FASTLOSS_PTXSIM=<folder that holds ptxsim> python benchmarks/traffic.py
+    python benchmarks/traffic.py
 
 Prints a Markdown table. Nothing is timed. Traffic is what the kernels ask for, in 32-byte sectors; what caches save is
 not subtracted.
@@ -54,8 +54,6 @@ def print_row(cells):
 def main():
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     ptxsim = import_ptxsim()
-    if ptxsim is None:
-        sys.exit("FASTLOSS_PTXSIM is not set, but should name the folder that holds ptxsim, the emulator.")
     torch.manual_seed(0)
     print(INTRODUCTION.format(bandwidths=", ".join(f"{gpu} ({tb} TB/s)" for gpu, tb in BANDWIDTH.items())))
     head = ["loss", "N × C", "logits", "ideal", "moved", "efficiency", "launches"]

@@ -25,10 +25,19 @@ from .functional import (
     focal_loss,
     ghmc_loss,
     gradient_norm_histogram,
+    poly_loss,
     sigmoid_focal_loss,
     sigmoid_ghmc_loss,
 )
-from .modules import CrossEntropyLoss, FocalLoss, GHMCLoss, SigmoidFocalLoss, SigmoidGHMCLoss
+from .linear import (
+    LinearCrossEntropyLoss,
+    LinearFocalLoss,
+    LinearGHMCLoss,
+    linear_cross_entropy,
+    linear_focal_loss,
+    linear_ghmc_loss,
+)
+from .modules import CrossEntropyLoss, FocalLoss, GHMCLoss, PolyLoss, SigmoidFocalLoss, SigmoidGHMCLoss
 
 
 def build_info() -> dict:
@@ -47,6 +56,10 @@ __all__ = [
     "CrossEntropyLoss",
     "FocalLoss",
     "GHMCLoss",
+    "LinearCrossEntropyLoss",
+    "LinearFocalLoss",
+    "LinearGHMCLoss",
+    "PolyLoss",
     "SigmoidFocalLoss",
     "SigmoidGHMCLoss",
     "build_info",
@@ -54,6 +67,10 @@ __all__ = [
     "focal_loss",
     "ghmc_loss",
     "gradient_norm_histogram",
+    "linear_cross_entropy",
+    "linear_focal_loss",
+    "linear_ghmc_loss",
+    "poly_loss",
     "reference",
     "sigmoid_focal_loss",
     "sigmoid_ghmc_loss",

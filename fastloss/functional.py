@@ -258,6 +258,45 @@ def sigmoid_ghmc_loss(
     return autograd.fused_loss("sigmoid_ghmc_loss", input, inplace_backward, target, mask, *state, reduction)
 
 
+def poly_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    epsilon: float = 1.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    inplace_backward: bool = False,
+) -> Tensor:
+    """Poly-1 loss: ``w[y] * (nll + epsilon * (1 - p))`` with ``p = exp(-nll)`` the probability of the target.
+
+    Leng et al. 2022, "PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions", section 4.1:
+    cross entropy with the first term of its series in ``1 - p`` weighted by ``1 + epsilon``.
+
+    Args:
+        input: logits ``(C)``, ``(N, C)`` or ``(N, C, d1, ...)``.
+        target: class indices ``()``, ``(N)`` or ``(N, d1, ...)``, int64 or int32.
+        weight: ``(C)``, a factor for each class.
+        epsilon: in [-1, 10000]; > 0 raises the gradient of decisions that are right already, < 0 lowers it.
+        ignore_index: the target that contributes neither loss nor gradient.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        inplace_backward: write the gradient over the logits; see the module's documentation.
+
+    Returns:
+        A scalar, or target's shape for ``"none"``; float32 (float64 for float64 logits).
+
+    Raises:
+        IndexError: a target outside ``[0, C)`` that is not ``ignore_index``.
+        ValueError: any other argument that is not as described.
+
+    Example:
+        >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+        >>> fastloss.poly_loss(logits, torch.tensor([0, 2]), reduction="none")
+        tensor([0.4526, 1.7653])
+    """
+    return autograd.fused_loss("poly_loss", input, inplace_backward, target, weight, epsilon, ignore_index, reduction)
+
+
 def gradient_norm_histogram(input: Tensor, target: Tensor, *, bins: int = 10, ignore_index: int = -100) -> Tensor:
     """How many decisions have which gradient norm ``g = 1 - p``: R of :func:`ghmc_loss`, without a gradient.
 

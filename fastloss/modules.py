@@ -88,6 +88,38 @@ class FocalLoss(_Loss):
         return functional.focal_loss(input, target, self.weight, **self._settings())
 
 
+class PolyLoss(_Loss):
+    """:func:`fastloss.poly_loss` as a module.
+
+    Example:
+        >>> fastloss.PolyLoss(epsilon=1.0)(torch.zeros(2, 3), torch.tensor([0, 2]))
+        tensor(1.7653)
+    """
+
+    weight: Tensor | None
+    epsilon: float
+    ignore_index: int
+    reduction: str
+    inplace_backward: bool
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        epsilon: float = 1.0,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        inplace_backward: bool = False,
+    ):
+        super().__init__(
+            epsilon=epsilon, ignore_index=ignore_index, reduction=reduction, inplace_backward=inplace_backward
+        )
+        self.register_buffer("weight", weight)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return functional.poly_loss(input, target, self.weight, **self._settings())
+
+
 class SigmoidFocalLoss(_Loss):
     """:func:`fastloss.sigmoid_focal_loss` as a module.
 

@@ -13,6 +13,10 @@ __all__ = [
     "focal_loss",
     "ghmc_loss",
     "gradient_norm_histogram",
+    "linear_cross_entropy",
+    "linear_focal_loss",
+    "linear_ghmc_loss",
+    "poly_loss",
     "sigmoid_focal_loss",
     "sigmoid_ghmc_loss",
 ]
@@ -23,7 +27,7 @@ def cross_entropy(
 ):
     """``(1 - eps) * w[y] * nll + eps / C * sum_k w[k] * (logsumexp(x) - x[k])``: ``F.cross_entropy``, in float32."""
     nll, valid = softmax_nll(input, target, ignore_index)
-    row_weight = _row_weight(weight, target, valid, nll)
+    row_weight = row_weight_of(weight, target, valid, nll)
     loss = row_weight * nll
     if label_smoothing:
         class_dim = class_dim_of(input)
@@ -39,8 +43,15 @@ def cross_entropy(
 def focal_loss(input, target, weight=None, *, gamma=2.0, ignore_index=-100, reduction="mean", inplace_backward=False):
     """``w[y] * q**gamma * nll``."""
     nll, valid = softmax_nll(input, target, ignore_index)
-    row_weight = _row_weight(weight, target, valid, nll)
+    row_weight = row_weight_of(weight, target, valid, nll)
     return _reduce(row_weight * _one_minus_p(nll) ** gamma * nll, row_weight.sum(), reduction)
+
+
+def poly_loss(input, target, weight=None, *, epsilon=1.0, ignore_index=-100, reduction="mean", inplace_backward=False):
+    """``w[y] * (nll + epsilon * q)``."""
+    nll, valid = softmax_nll(input, target, ignore_index)
+    row_weight = row_weight_of(weight, target, valid, nll)
+    return _reduce(row_weight * (nll + epsilon * _one_minus_p(nll)), row_weight.sum(), reduction)
 
 
 def ghmc_loss(
@@ -62,7 +73,7 @@ def ghmc_loss(
     nll, valid = softmax_nll(input, target, ignore_index)
     bin_index = _bin_index(_one_minus_p(nll), bins)
     counts = _histogram(bin_index, valid, bins)
-    beta = _ghm_bin_weight(counts, momentum, normalizer, bias_correction, running_histogram, num_updates, training)
+    beta = ghm_bin_weight(counts, momentum, normalizer, bias_correction, running_histogram, num_updates, training)
     return weighted_nll(nll, valid, beta[bin_index], reduction)
 
 
@@ -97,7 +108,7 @@ def sigmoid_ghmc_loss(
     nll, valid = sigmoid_nll(input, target, mask)
     bin_index = _bin_index((_upcast(input).sigmoid() - target.to(nll.dtype)).abs(), bins)
     counts = _histogram(bin_index, valid, bins)
-    beta = _ghm_bin_weight(counts, momentum, normalizer, bias_correction, running_histogram, num_updates, training)
+    beta = ghm_bin_weight(counts, momentum, normalizer, bias_correction, running_histogram, num_updates, training)
     # As mmdetection has it: a batch without any valid decision has the mean 0, not nan.
     return weighted_nll(nll, valid, beta[bin_index], reduction, fewest=1)
 
@@ -149,7 +160,7 @@ def _one_minus_p(nll):
     return -torch.expm1(-nll.clamp(torch.finfo(nll.dtype).tiny, 100))
 
 
-def _row_weight(weight, target, valid, nll):
+def row_weight_of(weight, target, valid, nll):
     if weight is None:
         return valid.to(nll.dtype)
     return torch.where(valid, weight.to(nll.dtype)[torch.where(valid, target, 0).long()], 0)
@@ -176,7 +187,7 @@ def _histogram(bin_index, valid, bins):
 
 
 @torch.no_grad()
-def _ghm_bin_weight(counts, momentum, normalizer, bias_correction, running_histogram, num_updates, training):
+def ghm_bin_weight(counts, momentum, normalizer, bias_correction, running_histogram, num_updates, training):
     """beta [bins], float64. With momentum and training, updates the running statistics in place."""
     nonempty = counts > 0
     histogram = counts.double()  # S_b: what divides N
@@ -190,3 +201,66 @@ def _ghm_bin_weight(counts, momentum, normalizer, bias_correction, running_histo
         histogram = torch.where(num_updates > 0, running_histogram / correction, histogram)
     n = nonempty.sum() if normalizer == "nonempty" else counts.numel()
     return torch.where(nonempty, counts.sum() / (n * histogram), 0)
+
+
+def linear_cross_entropy(
+    input,
+    linear_weight,
+    target,
+    *,
+    linear_bias=None,
+    weight=None,
+    ignore_index=-100,
+    reduction="mean",
+    label_smoothing=0.0,
+):
+    """Cross entropy of ``input @ linear_weight.T + linear_bias``."""
+    settings = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+    return _of_rows(cross_entropy, input, linear_weight, linear_bias, target, weight=weight, **settings)
+
+
+def linear_focal_loss(
+    input,
+    linear_weight,
+    target,
+    *,
+    linear_bias=None,
+    weight=None,
+    gamma=2.0,
+    ignore_index=-100,
+    reduction="mean",
+):
+    """Focal loss of ``input @ linear_weight.T + linear_bias``."""
+    settings = {"gamma": gamma, "ignore_index": ignore_index, "reduction": reduction}
+    return _of_rows(focal_loss, input, linear_weight, linear_bias, target, weight=weight, **settings)
+
+
+def linear_ghmc_loss(
+    input,
+    linear_weight,
+    target,
+    *,
+    linear_bias=None,
+    bins=10,
+    momentum=0.0,
+    normalizer="nonempty",
+    bias_correction=True,
+    running_histogram=None,
+    num_updates=None,
+    training=True,
+    ignore_index=-100,
+    reduction="mean",
+):
+    """GHM-C of ``input @ linear_weight.T + linear_bias``."""
+    settings = {"bins": bins, "momentum": momentum, "normalizer": normalizer, "bias_correction": bias_correction}
+    state = {"running_histogram": running_histogram, "num_updates": num_updates, "training": training}
+    settings |= {"ignore_index": ignore_index, "reduction": reduction}
+    return _of_rows(ghmc_loss, input, linear_weight, linear_bias, target, **settings, **state)
+
+
+def _of_rows(function, input, linear_weight, linear_bias, target, **settings):
+    """Classes last, as a linear layer has them."""
+    logits = F.linear(input, linear_weight, linear_bias)
+    return function(logits.reshape(-1, logits.shape[-1]), target.flatten(), **settings).reshape(
+        target.shape if settings["reduction"] == "none" else ()
+    )

@@ -21,6 +21,7 @@ SOFTMAX_LOSSES = {
     "smoothing": ("cross_entropy", {"label_smoothing": 0.1}, True),
     "focal_2": ("focal_loss", {"gamma": 2.0}, True),
     "focal_0.7": ("focal_loss", {"gamma": 0.7}, True),
+    "poly": ("poly_loss", {"epsilon": 2.0}, True),
     "ghmc": ("ghmc_loss", {"bins": 10}, False),
     "ghmc_paper": ("ghmc_loss", {"bins": 3, "normalizer": "bins"}, False),
 }

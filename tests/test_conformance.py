@@ -121,8 +121,8 @@ def test_empty_batch(losses, name, reduction, device):
 @every_softmax_loss
 @every_reduction
 def test_nothing_but_ignored(losses, name, reduction, device):
-    """0 / 0 is nan, as F.cross_entropy has it; no gradient, whatever the logits: trainers meet batches of padding, as
-    in huggingface/transformers#34242."""
+    """0 / 0 is nan, as F.cross_entropy has it; no gradient, whatever the logits: trainers meet micro-batches of
+    padding, as in huggingface/transformers#34242."""
     x = torch.tensor([[1.0, float("nan")], [float("inf"), 0.0]], device=device)
     target = torch.full((2,), IGNORE, device=device)
     loss, grad = differentiate(getattr(losses, name), x, target, reduction=reduction)

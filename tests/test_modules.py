@@ -15,6 +15,7 @@ MODULES = {
     "CrossEntropyLoss": ("cross_entropy", {"label_smoothing": 0.1, "ignore_index": 3, "reduction": "sum"}),
     "FocalLoss": ("focal_loss", {"gamma": 0.7, "ignore_index": 3, "reduction": "none"}),
     "GHMCLoss": ("ghmc_loss", {"bins": 7, "normalizer": "bins", "ignore_index": 3, "reduction": "sum"}),
+    "PolyLoss": ("poly_loss", {"epsilon": 2.0, "ignore_index": 3, "reduction": "sum"}),
     "SigmoidFocalLoss": ("sigmoid_focal_loss", {"alpha": 0.6, "gamma": 0.7, "reduction": "mean"}),
     "SigmoidGHMCLoss": ("sigmoid_ghmc_loss", {"bins": 7, "normalizer": "bins", "reduction": "none"}),
 }
@@ -35,7 +36,7 @@ def test_equals_the_function(module, device):
     for options in ({}, settings):
         got = differentiate(lambda x, o=options: getattr(fastloss, module)(**o)(x, target).sum(), x)
         assert all(map(torch.equal, got, differentiate(lambda x, o=options: function(x, target, **o).sum(), x)))
-    if module in ("CrossEntropyLoss", "FocalLoss"):
+    if module in ("CrossEntropyLoss", "FocalLoss", "PolyLoss"):
         weight = torch.rand(5, device=device)
         got = getattr(fastloss, module)(weight, **settings)(x, target)
         assert torch.equal(got, function(x, target, weight, **settings))
@@ -99,7 +100,7 @@ def test_symbolic_trace(module, device):
 
 def test_class_weights_are_a_buffer(device):
     weight = torch.rand(5)
-    for cls in (fastloss.CrossEntropyLoss, fastloss.FocalLoss):
+    for cls in (fastloss.CrossEntropyLoss, fastloss.FocalLoss, fastloss.PolyLoss):
         module = cls(weight).to(device)
         assert torch.equal(module.state_dict()["weight"].cpu(), weight) and not list(module.parameters())
         x, target = make_softmax((30, 5), device=device)

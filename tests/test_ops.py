@@ -49,6 +49,7 @@ def samples(shape, dtype, device):
     yield ops.cross_entropy, x, (target, weight, 0.1, -100, MEAN)
     yield ops.cross_entropy, x, (target, None, 0.0, -100, NONE)
     yield ops.focal_loss, x, (target, weight, 2.0, -100, SUM)
+    yield ops.poly_loss, x, (target, weight, 2.0, -100, MEAN)
     yield ops.ghmc_loss, x, (target, *state(device), *ghm, -100, MEAN)
     yield ops.ghmc_loss, x, (target, None, None, 7, 0.0, BINS, True, True, -100, NONE)
     x, target = make_sigmoid(shape, dtype, device)

@@ -67,7 +67,7 @@ inline Schedule schedule_of(const SoftmaxParams& params, bool can_stream) {
   }
   // 4096 to 65536 logits, in whole tiles of the widest vectors. Small enough for many threads to share, large enough
   // that starting one costs nothing. Never a function of the threads: that is what makes the sums the same at any
-  // number of them; nor of where the gradient goes.
+  // number of them.
   const int64_t decisions = std::clamp<int64_t>(logits / 256, 4096, 65536) / std::max<int64_t>(params.C, 1);
   schedule.block_size = rows ? std::max<int64_t>(decisions, 1) : std::max<int64_t>(decisions / 16 * 16, 16);
   return schedule;

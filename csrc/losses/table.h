@@ -6,6 +6,7 @@
 #include "focal_loss.h"
 #include "ghmc_loss.h"
 #include "params.h"
+#include "poly_loss.h"
 
 namespace FASTLOSS_NAMESPACE {
 
@@ -15,7 +16,7 @@ struct Table {
   static constexpr LossRow rows[] = {Losses::row...};
 };
 
-using SoftmaxLosses = Table<CrossEntropyLoss, FocalLoss>;
+using SoftmaxLosses = Table<CrossEntropyLoss, FocalLoss, PolyLoss>;
 using SigmoidLosses = Table<SigmoidFocalLoss>;
 
 namespace detail {

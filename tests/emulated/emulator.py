@@ -1,7 +1,7 @@
 """The CUDA kernels and their launchers without a GPU: nvcc's own PTX, executed on the CPU by ptxsim.
 
-``FASTLOSS_PTXSIM`` names the folder that holds ptxsim. ``Emulated`` runs a launcher as the torch layer does: torch
-tensors in, parameters as csrc/losses/params.h has them, an uninitialised workspace.
+The emulator is in tools/; ``FASTLOSS_PTXSIM`` names another folder that holds a ptxsim. ``Emulated`` runs a launcher as
+the torch layer does: torch tensors in, parameters as csrc/losses/params.h has them, an uninitialised workspace.
 """
 
 import ctypes as C
@@ -121,12 +121,8 @@ class ScaleParams(C.Structure):
 
 
 def import_ptxsim():
-    """The emulator's module, or None where FASTLOSS_PTXSIM does not name its folder."""
-    folder = os.environ.get("FASTLOSS_PTXSIM")
-    if not folder:
-        return None
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    """The emulator's module. Its library is built at the first import, once per version of its sources."""
+    sys.path.insert(0, os.environ.get("FASTLOSS_PTXSIM") or str(Path(__file__).parents[2] / "tools"))
     return importlib.import_module("ptxsim")
 
 

@@ -1,5 +1,5 @@
-"""The field's known bugs on the CUDA kernels, in the emulator: the tests of ../test_conformance.py that are about numbers
-of the softmax losses."""
+"""The field's known bugs on the CUDA kernels, in the emulator: those tests of ../test_conformance.py that are about
+numbers of the softmax losses."""
 
 import pytest
 import torch
