@@ -1,7 +1,8 @@
 """The losses from their published formulas in numpy's long double, with gradients by hand: an oracle that shares
 nothing with fastloss, its reference or autograd. Beside each number stands what rounding may make of it.
 
-Formulas: Lin et al. 2017 (focal), Szegedy et al. 2016, section 7 (smoothing), Li et al. 2019, section 3.2 (GHM-C).
+Formulas: Lin et al. 2017 (focal), Szegedy et al. 2016, section 7 (smoothing), Leng et al. 2022, section
+4.1 (poly-1), Li et al. 2019, section 3.2 (GHM-C).
 """
 
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ def focal(nll, gamma):
     return power * nll, power * (1 + gamma * decay)
 
 
-def softmax_decisions(x, y, info, *, weight=None, gamma=0.0, smoothing=0.0):
+def softmax_decisions(x, y, info, *, weight=None, gamma=0.0, epsilon=0.0, smoothing=0.0):
     """x [N, C], y [N] in [0, C); info: np.finfo of what the kernels compute in; beyond its range is inf."""
     rows = np.arange(len(y))
     below = x - x.max(1, keepdims=True)
@@ -53,14 +54,16 @@ def softmax_decisions(x, y, info, *, weight=None, gamma=0.0, smoothing=0.0):
     log_total = np.log(total)
     nll = log_total - below[rows, y]
     value, slope = focal(nll, gamma)
+    if epsilon:  # poly-1
+        value, slope = value - epsilon * np.expm1(-nll), slope + epsilon * np.exp(-nll)
     w = np.ones(x.shape[1], LONG) if weight is None else weight
     p = e / total[:, None]
     onehot = np.zeros_like(x)
     onehot[rows, y] = 1
     loss = w[y] * value
     derivative = (w[y] * slope)[:, None] * (p - onehot)
-    with_slope = np.abs(w[y]) * (1 + gamma)
-    error = np.abs(w[y]) * (1 + np.where(np.isfinite(nll), nll, 1))
+    with_slope = np.abs(w[y]) * (1 + gamma + abs(epsilon))
+    error = np.abs(w[y]) * (1 + abs(epsilon) + np.where(np.isfinite(nll), nll, 1))
     if smoothing:
         share = LONG(smoothing) / x.shape[1]
         loss = (1 - LONG(smoothing)) * loss + share * (w * (log_total[:, None] - below)).sum(1)

@@ -183,12 +183,14 @@ def calls(draw, name):
 
 @st.composite
 def softmax_cases(draw):
-    name = draw(st.sampled_from(["cross_entropy", "focal_loss", "ghmc_loss"]))
+    name = draw(st.sampled_from(["cross_entropy", "focal_loss", "poly_loss", "ghmc_loss"]))
     settings = {}
     if name == "cross_entropy":
         settings["label_smoothing"] = draw(st.sampled_from([0.0, 0.1, 1.0]) | st.floats(0, 1, width=16))
     elif name == "focal_loss":
         settings["gamma"] = draw(gammas())
+    elif name == "poly_loss":
+        settings["epsilon"] = draw(st.sampled_from([1.0, -1.0, 0.0, 1000.0]) | st.floats(-1, 8, width=16))
     call = draw(calls(name))
     classes = call["shape"][min(len(call["shape"]) - 1, 1)]
     target_dtype = draw(st.sampled_from(["int64", "int32"]))

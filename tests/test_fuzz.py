@@ -99,6 +99,7 @@ class Call:
                 self.info,
                 weight=None if weight is None else exact(weight),
                 gamma=case.settings.get("gamma", 0.0),
+                epsilon=case.settings.get("epsilon", 0.0),
                 smoothing=case.settings.get("label_smoothing", 0.0),
             )
         if case.ghm:
@@ -343,7 +344,7 @@ def odd_values():
 
 
 ODD = odd_values()
-FUNCTIONS = ["cross_entropy", "focal_loss", "ghmc_loss", "sigmoid_focal_loss", "sigmoid_ghmc_loss"]
+FUNCTIONS = ["cross_entropy", "focal_loss", "poly_loss", "ghmc_loss", "sigmoid_focal_loss", "sigmoid_ghmc_loss"]
 
 
 @st.composite
