@@ -8,6 +8,11 @@
 # make debug     the libraries with symbols and assertions, until the next make build
 # make docs      the pages in build/docs, their examples run
 # make coverage  what the tests run of Python and C++, in build/coverage
+# make fuzz      20,000 random calls against an independent oracle
+# make sanitize  the CPU kernels under ASan, UBSan and TSan, and between guard pages
+# make mutants   how many planted mistakes the tests notice
+# make accuracy  the table of errors, docs/error-table.md
+# make test-size more than 2^31 logits, peak memory, leaks (minutes, 10 GB)
 # make lint      ruff, clang-format, and every header alone
 # make test-torch TORCH=2.10.0   the tests of the wheel in dist/ on that torch, in an environment of its own
 # make gpu-check every check and figure that takes a GPU, in gpu-check/ (no network, under 25 minutes)
@@ -32,7 +37,7 @@ SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 
 INSTALLED = $(VENV)/.installed-$(TORCH)
 
 .PHONY: build compare study test test-emulator bench bench-quick wheel test-torch gpu-wheels gpu-check debug docs coverage
-.PHONY: lint format install
+.PHONY: fuzz sanitize mutants accuracy test-size lint format install
 .DEFAULT_GOAL := compare
 
 $(INSTALLED): pyproject.toml
@@ -58,6 +63,23 @@ compile_commands.json: build
 docs: build
 	$(BIN)/python -m sphinx -W -b html docs build/docs
 	$(BIN)/python -m sphinx -W -b doctest docs build/doctest
+
+# Random ones, different each time; a failure prints the case.
+fuzz: build
+	FASTLOSS_FUZZ_CASES=20000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_fuzz.py --numprocesses auto --maxfail 1 $(ARGS)
+
+# ARGS: random calls a run.
+sanitize: install
+	PATH="$(BIN):$$PATH" tools/sanitize/run $(ARGS)
+
+mutants: build
+	OMP_NUM_THREADS=1 $(BIN)/python tools/mutants.py $(ARGS)
+
+accuracy: build
+	$(BIN)/python tools/accuracy.py --output docs/error-table.md
+
+test-size: build
+	$(BIN)/python -m pytest tests/test_size.py -m size $(ARGS)
 
 # Instrumented, so that make build is needed afterwards for speed. gcov adds up what the processes write when they end.
 coverage: export CXXFLAGS = -O1 -fprofile-update=atomic --coverage

@@ -41,7 +41,8 @@ struct Focal {
     const S gamma = fixed > 0 ? S(fixed) : any_gamma;
     V q = p + t - 2 * p * t;
     V factor = power(q, gamma);
-    return {factor * bce, factor * (p - t + gamma * bce * p * (1 - p) * (1 - 2 * t) / q)};
+    // p (1 - p) before bce: where the one is 0, the other is so large that gamma * bce may be infinite.
+    return {factor * bce, factor * (p - t + gamma * (p * (1 - p) * bce) * (1 - 2 * t) / q)};
   }
 };
 
