@@ -5,7 +5,10 @@
 # make bench     every benchmark (bench-quick: under three minutes)
 # make wheel     the wheel in dist/, for every Linux that torch supports, with CUDA kernels where nvcc is found
 # make build     compiles what has changed since the last time
-# make lint      ruff and clang-format
+# make debug     the libraries with symbols and assertions, until the next make build
+# make docs      the pages in build/docs, their examples run
+# make coverage  what the tests run of Python and C++, in build/coverage
+# make lint      ruff, clang-format, mypy, and every header alone
 # make test-torch TORCH=2.10.0   the tests of the wheel in dist/ on that torch, in an environment of its own
 # make gpu-check every check and figure that takes a GPU, in gpu-check/ (no network, under 25 minutes)
 #
@@ -28,13 +31,14 @@ BIN = $(VENV)/bin
 SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tools/ptxsim/*.h' 'tools/ptxsim/*.inc' 'tools/ptxsim/*.cpp' 'tools/ptxsim/*.cu')
 INSTALLED = $(VENV)/.installed-$(TORCH)
 
-.PHONY: build compare study test test-emulator bench bench-quick wheel test-torch gpu-wheels gpu-check lint format install
+.PHONY: build compare study test test-emulator bench bench-quick wheel test-torch gpu-wheels gpu-check debug docs coverage
+.PHONY: lint format install
 .DEFAULT_GOAL := compare
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) numpy ninja 'setuptools>=77' wheel
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[ner,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[ner,dev,docs,examples]'
 	touch $@
 
 install: $(INSTALLED)
@@ -42,6 +46,29 @@ install: $(INSTALLED)
 # What is compiled and when, setup.py says (ninja): objects are kept in build/.
 build: install
 	$(BIN)/python setup.py --quiet build_ext --inplace
+
+# setup.py keeps the objects of each set of flags: back and forth compiles nothing twice.
+debug: export CXXFLAGS ?= -Og -g -UNDEBUG
+debug: build
+
+# For clangd and other tools: how each file is compiled.
+compile_commands.json: build
+	$(BIN)/ninja -f $$(ls -t build/*/build.ninja | head -1) -t compdb compile > $@
+
+docs: build
+	$(BIN)/python -m sphinx -W -b html docs build/docs
+	$(BIN)/python -m sphinx -W -b doctest docs build/doctest
+
+# Instrumented, so that make build is needed afterwards for speed. gcov adds up what the processes write when they end.
+coverage: export CXXFLAGS = -O1 -fprofile-update=atomic --coverage
+coverage: export LDFLAGS = --coverage
+coverage: build
+	find build -name '*.gcda' -delete
+	mkdir -p build/coverage
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses auto --dist worksteal $(ARGS) \
+		--cov fastloss --cov-report term --cov-report html:build/coverage/python
+	$(BIN)/gcovr --root . --filter csrc/ --merge-mode-functions merge-use-line-0 --print-summary \
+		--html-details build/coverage/cpp.html build
 
 # Two seeds, since three take longer than ten minutes on two cores. Threads that spin while they wait for one another
 # are slow beside any other load: a training step then took 335 ms, and 54 ms with passive waiting.
@@ -76,7 +103,7 @@ bench: build
 	$(BENCH) -k 2threads --benchmark-max-time=2 --benchmark-json=runs/bench-default.json
 	FASTLOSS_CPU_CAPABILITY=avx2 $(RECYCLED) $(BENCH) $(BARS) --benchmark-json=runs/bench-avx2.json
 	$(BIN)/python benchmarks/report.py runs/bench-recycled.json runs/bench-bars.json runs/bench-default.json \
-		runs/bench-avx2.json --output benchmarks
+		runs/bench-avx2.json --keep
 
 bench-quick: build
 	mkdir -p runs
@@ -107,6 +134,8 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+	$(BIN)/mypy
+	PYTHON=$(BIN)/python tools/check_headers.sh
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zlib
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -68,6 +69,12 @@ OPS_FLAGS = [
     # 2.10 is 0x020a...: nothing newer than it is used.
     "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*map(int, TORCH_ABI.split("."))),
 ]
+
+
+def flags_tag():
+    """Objects with flags of the user's own have a folder of their own."""
+    flags = " | ".join(os.environ.get(variable, "") for variable in ("CXXFLAGS", "LDFLAGS"))
+    return f"-{zlib.crc32(flags.encode()):08x}" if flags.strip(" |") else ""
 
 
 def output_of(*command):
@@ -151,7 +158,7 @@ class BuildLibraries(build_ext):
         compiler = compiler_version()
         nvcc = find_nvcc()
         # What every object depends on, beside its sources and flags.
-        self.folder = Path("build", f"{Path(COMPILER).name}-torch{torch.__version__}")
+        self.folder = Path("build", f"{Path(COMPILER).name}-torch{torch.__version__}{flags_tag()}")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lines = [
             "builddir = " + str(self.folder),

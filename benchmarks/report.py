@@ -1,8 +1,11 @@
-"""Turns pytest-benchmark's JSON files into Markdown tables, a bar chart and a verdict on every bar.
+"""What was measured, kept as data, and everything that is written from it.
 
-    python benchmarks/report.py runs/bench-*.json --output benchmarks
+    python benchmarks/report.py runs/bench-*.json          prints the bars; fails if one is missed
+    python benchmarks/report.py runs/bench-*.json --keep   puts them into benchmarks/data/ too, and writes the pages
+    python benchmarks/report.py                            writes the pages from benchmarks/data/
 
-writes benchmarks/RESULTS.md and benchmarks/speed.png, prints the bars and fails if one is missed.
+The pages: benchmarks/RESULTS.md, benchmarks/speed.svg and the table in README.md. A file of data/ is a run: machine,
+versions, commit and date, and of every contender of every case the quartiles of its calls.
 """
 
 import argparse
@@ -35,23 +38,64 @@ class Key(NamedTuple):
         return "×".join(map(str, self.shape))
 
 
-def load(paths: list[Path]) -> dict[Key, dict[str, float]]:
-    """Median seconds of every contender of every case; of a case that several files have, the last file's."""
+HERE = Path(__file__).parent
+DATA = HERE / "data"
+Measured = dict[Key, dict[str, float]]
+
+
+def condense(path: Path) -> dict:
+    """What is kept of pytest-benchmark's JSON."""
+    content = json.loads(path.read_text())
+    machine, commit = content["machine_info"], content["commit_info"]
+    cases = {}
+    for benchmark in content["benchmarks"]:
+        info, stats = benchmark["extra_info"], benchmark["stats"]
+        key = Key(*(tuple(info[name]) if name == "shape" else info[name] for name in Key._fields))
+        cases.setdefault(key, {})[info["contender"]] = [stats["median"], stats["q1"], stats["q3"], stats["rounds"]]
+    return {
+        "date": content["datetime"],
+        "commit": {name: commit[name] for name in ("id", "dirty")},
+        "machine": {
+            "cpu": machine["cpu"]["brand_raw"],
+            "cores": machine["cpu"]["count"],
+            "system": f"{machine['system']} {machine['release']}",
+        },
+        "versions": {"fastloss": info["fastloss"], "torch": info["torch"], "python": machine["python_version"]},
+        "statistics": ["median", "first quartile", "third quartile", "calls"],
+        "cases": [{**key._asdict(), "seconds": seconds} for key, seconds in cases.items()],
+    }
+
+
+def save(run: dict, path: Path):
+    """A case a line."""
+    cases = ",\n  ".join(json.dumps(case) for case in run["cases"])
+    head = json.dumps({name: value for name, value in run.items() if name != "cases"}, indent=1)
+    path.write_text(f'{head[:-2]},\n "cases": [\n  {cases}\n ]\n}}\n')
+
+
+def medians(runs: list[dict]) -> Measured:
+    """Of a case that several runs have, the last run's."""
     measured = {}
-    for path in paths:
-        in_this_file = {}
-        for benchmark in json.loads(path.read_text())["benchmarks"]:
-            info = benchmark["extra_info"]
-            key = Key(*(tuple(info[name]) if name == "shape" else info[name] for name in Key._fields))
-            in_this_file.setdefault(key, {})[info["contender"]] = benchmark["stats"]["median"]
-        measured |= in_this_file
+    for run in runs:
+        for case in run["cases"]:
+            key = Key(*(tuple(case[name]) if name == "shape" else case[name] for name in Key._fields))
+            measured[key] = {contender: statistics[0] for contender, statistics in case["seconds"].items()}
     return measured
 
 
-def versions(path: Path) -> str:
-    content = json.loads(path.read_text())
-    info, cpu = content["benchmarks"][0]["extra_info"], content["machine_info"]["cpu"]
-    return f"fastloss {info['fastloss']}, torch {info['torch']}, {cpu['brand_raw']}, {cpu['count']} cores"
+def kept_runs() -> list[dict]:
+    """By date: where two have a case, the later one's counts."""
+    return sorted((json.loads(path.read_text()) for path in DATA.glob("*.json")), key=lambda run: run["date"])
+
+
+def title_of(runs: list[dict]) -> str:
+    machine, versions = runs[-1]["machine"], runs[-1]["versions"]
+    dates = sorted({run["date"][:10] for run in runs})
+    commits = sorted({run["commit"]["id"][:9] + " and changes" * run["commit"]["dirty"] for run in runs})
+    return (
+        f"fastloss {versions['fastloss']} ({', '.join(commits)}), torch {versions['torch']}, {machine['cpu']}, "
+        f"{machine['cores']} cores, {' to '.join(dates[:: max(len(dates) - 1, 1)])}"
+    )
 
 
 ELEMENT_SIZE = {"float32": 4, "bfloat16": 2}
@@ -96,6 +140,8 @@ def microseconds(seconds: float) -> str:
 
 
 INTRODUCTION = f"""\
+Written by benchmarks/report.py from benchmarks/data/.
+
 Medians in µs of calls in turns within one run, smaller is better; `make bench` measures them anew. A turn is two calls:
 the second one is shown, which finds its own code and data in the caches; *first calls* is the speed against
 torch.compile in the first ones, which find there what the others left, as in the middle of a training step. *copy* is
@@ -106,7 +152,7 @@ been touched before (`MALLOC_MMAP_THRESHOLD_=8000000000 MALLOC_TRIM_THRESHOLD_=6
 a large tensor's page faults are part of each call."""
 
 
-def markdown(measured: dict[Key, dict[str, float]], title: str) -> str:
+def markdown(measured: Measured, title: str) -> str:
     parts = ["# Forward + backward, measured", title, INTRODUCTION]
     for setting, rows in by_setting(measured):
         parts += [f"## {describe(setting)}", table(rows)]
@@ -125,7 +171,7 @@ def describe(setting) -> str:
     return f"{dtype}, {where}"
 
 
-def chart(measured: dict[Key, dict[str, float]], title: str, path: Path):
+def chart(measured: Measured, title: str, path: Path):
     """How many times faster than eager PyTorch, for the cases with a bar."""
     setting, rows = by_setting(measured)[0]
     rows = [(key, seconds) for key, seconds in rows if (key.loss, key.shape) in BARS]
@@ -146,24 +192,66 @@ def chart(measured: dict[Key, dict[str, float]], title: str, path: Path):
     axes.set_xlim(right=1.3 * axes.get_xlim()[1])
     figure.legend(loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    # Text as text: smaller, and the same bytes whatever draws it.
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastloss"}):
+        figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+README_ROWS = [key for key in BARS if key != ("focal", (3001, 37))]
+README_COLUMNS = ["eager", "torch.compile", "fastloss", "fastloss in place"]
+MARKS = ("<!-- benchmarks/report.py writes from here", "<!-- to here -->")
+
+
+def readme_table(measured: Measured, title: str) -> str:
+    """The cases with a bar, in recycled memory; of the setting that comes first in RESULTS.md."""
+    setting, rows = by_setting(measured)[0]
+    lines = [
+        "| loss | logits | " + " | ".join(README_COLUMNS) + " | against torch.compile (first calls) |",
+        "|---|---" + "|--:" * (len(README_COLUMNS) + 1) + "|",
+    ]
+    for key, seconds in sorted(
+        (row for row in rows if (row[0].loss, row[0].shape) in README_ROWS),
+        key=lambda row: README_ROWS.index((row[0].loss, row[0].shape)),
+    ):
+        speed = seconds["torch.compile"] / seconds["fastloss"]
+        first = seconds["torch.compile" + FIRST_CALL] / seconds["fastloss" + FIRST_CALL]
+        cells = [key.loss, key.shape_text, *(microseconds(seconds[name]) for name in README_COLUMNS)]
+        lines.append("| " + " | ".join([*cells, f"{speed:.1f} × ({first:.1f})"]) + " |")
+    return f"Medians in µs, {describe(setting)}; {title}.\n\n" + "\n".join(lines)
+
+
+def with_table(readme: str, table: str) -> str:
+    begin, end = readme.index(MARKS[0]), readme.index(MARKS[1])
+    return readme[: readme.index("\n", begin)] + f"\n\n{table}\n\n" + readme[end:]
+
+
+def write_pages(runs: list[dict]):
+    measured, title = medians(runs), title_of(runs)
+    (HERE / "RESULTS.md").write_text(markdown(measured, title))
+    chart(measured, title, HERE / "speed.svg")
+    readme = HERE.parent / "README.md"
+    readme.write_text(with_table(readme.read_text(), readme_table(measured, title)))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("json", nargs="+", type=Path, help="files that --benchmark-json wrote")
-    parser.add_argument("--output", type=Path, help="folder for RESULTS.md and speed.png (default: only the bars)")
+    parser.add_argument("json", nargs="*", type=Path, help="files that --benchmark-json wrote")
+    parser.add_argument("--keep", action="store_true", help="in benchmarks/data/, in place of the runs of that name")
     arguments = parser.parse_args()
-    measured = load(arguments.json)
-    if arguments.output:
-        title = versions(arguments.json[-1])
-        (arguments.output / "RESULTS.md").write_text(markdown(measured, title))
-        chart(measured, title, arguments.output / "speed.png")
-    kept = True
-    for ok, sentence in verdicts(measured):
+    runs = [condense(path) for path in arguments.json]
+    if arguments.keep:
+        DATA.mkdir(exist_ok=True)
+        for path, run in zip(arguments.json, runs, strict=True):
+            save(run, DATA / path.name.removeprefix("bench-"))
+    if arguments.keep or not runs:
+        runs = kept_runs()
+        write_pages(runs)
+    all_kept = True
+    for ok, sentence in verdicts(medians(runs)):
         print("pass" if ok else "FAIL", sentence)
-        kept = kept and ok
-    sys.exit(not kept)
+        all_kept = all_kept and ok
+    sys.exit(not all_kept)
 
 
 if __name__ == "__main__":

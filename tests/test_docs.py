@@ -1,4 +1,5 @@
-"""What the documentation promises: its examples run, and reference and public functions have the same signatures."""
+"""What the documentation promises: its examples run, its pages name everything public, its tables are the data's, and
+reference and public functions have the same signatures. Examples in docs/ are run by `make docs`."""
 
 import doctest
 import inspect
