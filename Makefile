@@ -8,7 +8,7 @@
 # make debug     the libraries with symbols and assertions, until the next make build
 # make docs      the pages in build/docs, their examples run
 # make coverage  what the tests run of Python and C++, in build/coverage
-# make lint      ruff, clang-format, mypy, and every header alone
+# make lint      ruff, clang-format, and every header alone
 # make test-torch TORCH=2.10.0   the tests of the wheel in dist/ on that torch, in an environment of its own
 # make gpu-check every check and figure that takes a GPU, in gpu-check/ (no network, under 25 minutes)
 #
@@ -134,7 +134,6 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
-	$(BIN)/mypy
 	PYTHON=$(BIN)/python tools/check_headers.sh
 
 format: install
