@@ -21,7 +21,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# The version that pyproject.toml builds against: the oldest supported.
+# The version that pyproject.toml builds against.
 TORCH ?= $(shell sed -n 's/.*"torch==\([0-9.]*\)".*/\1/p' pyproject.toml)
 # CUDA kernels take minutes to compile: a development build has them only where a GPU can run them.
 FASTLOSS_CUDA ?= $(if $(shell command -v nvidia-smi 2>/dev/null),auto,0)
