@@ -1,39 +1,71 @@
-"""Builds fastloss._C: the ops for torch's stable ABI, one library for every torch from 2.13 on, CPU or CUDA.
+"""Builds fastloss's two libraries: the ops, for every torch from 2.10 on, and the small Python module fastloss._C.
 
-The C++ standard library and torch's headers are all it needs; for the CUDA kernels nvcc, but not a CUDA build of torch.
-Metadata is in pyproject.toml. Environment:
+libfastloss_ops.so is loaded by torch.ops.load_library and knows torch's stable ABI and nothing of Python: every source
+in csrc but csrc/ops/module.cpp, which is fastloss._C. The C++ standard library and torch's headers are all they need;
+for the CUDA kernels nvcc, but not a CUDA build of torch. ninja compiles what has changed since the last time; objects
+are kept in build/. Metadata is in pyproject.toml. Environment:
 
 FASTLOSS_CUDA          auto (default): CUDA kernels if nvcc is found, at CUDA_HOME or on PATH; 1: they must be; 0: none.
 TORCH_CUDA_ARCH_LIST   as torch reads it: "8.0;9.0+PTX". Default: every architecture that nvcc knows of those below.
 MAX_JOBS               compiler processes at a time.
 CXX                    the host compiler.
+CXXFLAGS, LDFLAGS      more flags for it and for linking (tools/build_wheel.sh: an older C library).
+FASTLOSS_PYTHONS       interpreters to build fastloss._C for beside this one: "python3.10 python3.12".
 """
 
-import ctypes
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
-from setuptools import setup
-from setuptools.modified import newer_group
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 try:
-    from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
+    import torch
+    from torch.utils.cpp_extension import include_paths, library_paths
 except ImportError:
     sys.exit(
-        "fastloss: building needs torch >= 2.13, which cannot be imported here; run 'pip install torch' first, or "
+        "fastloss: building needs torch >= 2.10, which cannot be imported here; run 'pip install torch' first, or "
         "leave out --no-build-isolation so that pip provides it."
     )
 
 VERSION = re.search(r'^version = "(.*)"', Path("pyproject.toml").read_text(), re.M).group(1)
 COMPILER = os.environ.get("CXX", "c++")
+TORCH_ABI = "2.10"
 # Turing to Blackwell; PTX of the last serves what comes after it.
 CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
-COMMON_FLAGS = ["-std=c++20", "-O3", "-DTORCH_TARGET_VERSION=0x020d000000000000"]
+
+OPS_LIBRARY = "libfastloss_ops.so"
+MODULE = "csrc/ops/module.cpp"
+EXPORTS = "csrc/ops/exports.map"
+
+
+def user_flags(variable):
+    return shlex.split(os.environ.get(variable, ""))
+
+
+COMMON_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", *(word for path in include_paths() for word in ("-isystem", path))]
+CXX_FLAGS = [
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Werror=switch",  # a loss that is forgotten somewhere does not compile
+    "-Wno-psabi",  # vectors wider than the baseline's registers never cross a call
+    # Templates of the C++ standard library are compiled here, so that an older one suffices where this is run.
+    "-D_GLIBCXX_EXTERN_TEMPLATE=0",
+    *user_flags("CXXFLAGS"),
+]
+# The C++ standard library goes before torch's libraries, which have parts of it too, and not the same in every version.
+LINK_FLAGS = ["-Wl,--as-needed", f"-Wl,--version-script={EXPORTS}", "-lstdc++", "-lm"]
+OPS_FLAGS = [
+    # 2.10 is 0x020a...: nothing newer than it is used.
+    "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*map(int, TORCH_ABI.split("."))),
+]
 
 
 def output_of(*command):
@@ -48,6 +80,15 @@ def compiler_version():
             "14 (Debian, Ubuntu: apt-get install g++), or set CXX."
         )
     return output_of(COMPILER, "--version").splitlines()[0]
+
+
+def find_ninja():
+    # A virtual environment that is not activated has it beside its Python.
+    places = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
+    ninja = shutil.which("ninja", path=places)
+    if ninja is None:
+        sys.exit("fastloss: building needs ninja, which was not found; run 'pip install ninja' first.")
+    return ninja
 
 
 def find_nvcc():
@@ -92,68 +133,129 @@ def generate_code(architecture):
     return [f"-gencode=arch=compute_{name},code={target}" for target in targets]
 
 
-class BuildLibrary(BuildExtension):
+def quoted(words):
+    """A command for build.ninja."""
+    return shlex.join(map(str, words)).replace("$", "$$")
+
+
+class BuildLibraries(build_ext):
+    """Writes build.ninja, runs it, and copies both libraries to where setuptools wants them."""
+
+    def get_ext_filename(self, fullname):
+        *package, name = fullname.split(".")
+        return os.path.join(*package, OPS_LIBRARY) if name == "_ops" else super().get_ext_filename(fullname)
+
     def build_extensions(self):
-        (extension,) = self.extensions
+        compiler = compiler_version()
         nvcc = find_nvcc()
+        # What every object depends on, beside its sources and flags.
+        self.folder = Path("build", f"{Path(COMPILER).name}-torch{torch.__version__}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lines = [
+            "builddir = " + str(self.folder),
+            "rule compile",
+            "  command = $compiler -c $in -o $out -MMD -MF $out.d $flags",
+            "  description = $in",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule link",
+            f"  command = {quoted([COMPILER])} -shared -o $out $in $flags",
+            "  description = $out",
+        ]
+        ops = self.link_ops(nvcc, compiler)
+        modules = [self.link_module(ops, *python) for python in dict.fromkeys(map(tuple, pythons()))]
+        ninja = self.folder / "build.ninja"
+        ninja.write_text("\n".join(self.lines) + "\n")
+        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+        subprocess.run([find_ninja(), "-f", str(ninja), *jobs], check=True)
+        package = Path(self.get_ext_fullpath("fastloss._C")).parent
+        package.mkdir(parents=True, exist_ok=True)
+        for built in (ops, *modules):
+            shutil.copy2(built, package)
+
+    def compile(self, source, flags, compiler=(COMPILER,), suffix=""):
+        """Adds a source to build.ninja and returns the path of its object."""
+        target = self.folder / Path(source).with_suffix(f"{suffix}.o")
+        self.lines += [
+            f"build {target}: compile {source}",
+            f"  compiler = {quoted(compiler)}",
+            f"  flags = {quoted(flags)}",
+        ]
+        return target
+
+    def link(self, name, objects, flags):
+        target = self.folder / name
+        self.lines += [
+            f"build {target}: link {' '.join(map(str, objects))} | {EXPORTS}",
+            f"  flags = {quoted([*LINK_FLAGS, *flags, *user_flags('LDFLAGS')])}",
+        ]
+        return target
+
+    def link_ops(self, nvcc, compiler):
         architectures = cuda_architectures(nvcc) if nvcc else []
         cuda_version = re.search(r"release ([\d.]+)", output_of(nvcc, "--version")).group(1) if nvcc else ""
         define = {
             "FASTLOSS_VERSION": VERSION,
-            "FASTLOSS_COMPILER": compiler_version(),
+            "FASTLOSS_COMPILER": compiler,
+            "FASTLOSS_TORCH_ABI": TORCH_ABI,
             "FASTLOSS_CUDA_VERSION": cuda_version,
             "FASTLOSS_CUDA_ARCHITECTURES": " ".join(architectures),
         }
-        extension.extra_compile_args["cxx"] += [f'-D{name}="{value}"' for name, value in define.items()]
+        words = {"csrc/ops/build_info.cpp": [f'-D{name}="{value}"' for name, value in define.items()]}
+        left_out = {MODULE, "csrc/cuda/missing.cpp"} if nvcc else {MODULE}
+        objects = [
+            self.compile(source, [*COMMON_FLAGS, *CXX_FLAGS, *OPS_FLAGS, *words.get(source, [])])
+            for source in sources("*.cpp")
+            if source not in left_out
+        ]
+        # A missing symbol is an error here, and not where the library is loaded.
+        flags = [
+            "-Wl,-z,defs",
+            f"-Wl,-soname,{OPS_LIBRARY}",
+            *(f"-L{path}" for path in library_paths()),
+            "-ltorch_cpu",
+            "-lc10",
+        ]
         if nvcc:
-            self.compile_cuda(extension, nvcc, cuda_version, architectures)
-        else:
-            extension.sources.append("csrc/cuda/missing.cpp")
-        super().build_extensions()
-        # Fails here, and not where it is imported, if a symbol is missing.
-        ctypes.CDLL(os.path.abspath(self.get_ext_fullpath(extension.name)), mode=os.RTLD_NOW)
+            # Not torch's CUDAExtension: that wants a CUDA build of torch, and of nvcc's own version.
+            nvcc_flags = [*COMMON_FLAGS, *OPS_FLAGS, "-ccbin", COMPILER, "--expt-relaxed-constexpr"]
+            nvcc_flags += [f"-Xcompiler={','.join(CXX_FLAGS)}", "-Xfatbin=-compress-all", "--threads=0"]
+            nvcc_flags += [flag for architecture in architectures for flag in generate_code(architecture)]
+            suffix = f".cuda{cuda_version}_{'_'.join(architectures)}"
+            objects += [self.compile(source, nvcc_flags, [nvcc], suffix) for source in sources("*.cu")]
+            # The CUDA runtime inside the library: it loads where there is none, and beside any other.
+            libraries = re.search(r"LIBRARIES=(.*)", output_of(nvcc, "--dryrun", "-x", "cu", os.devnull)).group(1)
+            flags += [flag for flag in shlex.split(libraries) if flag.startswith("-L")]
+            flags += ["-lcudart_static", "-ldl", "-lrt", "-lpthread", "-Wl,--exclude-libs,libcudart_static.a"]
+        return self.link(OPS_LIBRARY, objects, flags)
 
-    def compile_cuda(self, extension, nvcc, cuda_version, architectures):
-        # Not torch's CUDAExtension: that wants a CUDA build of torch, and of nvcc's own version. The object is kept
-        # between builds, as it takes minutes.
-        target = Path("build", f"cuda-{cuda_version}", f"ops_{'_'.join(architectures)}.o")
-        sources = ["setup.py", *map(str, [*Path("csrc").glob("*.h"), *Path("csrc/cuda").glob("*.cu*")])]
-        if newer_group(sources, str(target)):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            command = [nvcc, "-c", "csrc/cuda/ops.cu", "-o", str(target), "-ccbin", COMPILER, *COMMON_FLAGS]
-            command += ["--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wno-psabi"]
-            command += ["-Xfatbin=-compress-all", f"--threads={os.environ.get('MAX_JOBS') or os.cpu_count()}"]
-            command += [f"-I{path}" for path in extension.include_dirs]
-            command += [flag for architecture in architectures for flag in generate_code(architecture)]
-            print(shlex.join(command), flush=True)
-            subprocess.run(command, check=True)
-        extension.extra_objects.append(str(target))
-        # The CUDA runtime inside the library: it loads where there is none, and beside any other.
-        libraries = re.search(r"LIBRARIES=(.*)", output_of(nvcc, "--dryrun", "-x", "cu", os.devnull)).group(1)
-        extension.library_dirs += [flag.removeprefix("-L") for flag in shlex.split(libraries) if flag.startswith("-L")]
-        extension.libraries += ["cudart_static", "dl", "rt", "pthread"]
-        extension.extra_link_args.append("-Wl,--exclude-libs,libcudart_static.a")
+    def link_module(self, ops, include, suffix):
+        flags = [*COMMON_FLAGS, *CXX_FLAGS, "-isystem", include]
+        module = self.compile(MODULE, flags, suffix=suffix)
+        return self.link(f"_C{suffix}", [module, ops], ["-Wl,-rpath,$ORIGIN"])
 
 
+def pythons():
+    """The folder of headers and the suffix of extension modules of each Python to build fastloss._C for."""
+    yield sysconfig.get_path("include"), sysconfig.get_config_var("EXT_SUFFIX")
+    ask = "import sysconfig as s; print(s.get_path('include'), s.get_config_var('EXT_SUFFIX'), sep='\\n')"
+    for python in os.environ.get("FASTLOSS_PYTHONS", "").split():
+        yield output_of(python, "-c", ask).splitlines()
+
+
+def sources(pattern):
+    return sorted(str(path) for path in Path("csrc").rglob(pattern))
+
+
+# Named for setuptools; BuildLibraries knows how they are made. depends: what a source distribution has beside them.
 setup(
     ext_modules=[
-        CppExtension(
-            "fastloss._C",
-            sorted(str(path) for path in [Path("csrc/ops.cpp"), *Path("csrc/cpu").glob("*.cpp")]),
-            include_dirs=include_paths(),
-            depends=sorted(str(path) for path in Path("csrc").rglob("*.*")),
-            extra_compile_args={
-                "cxx": [
-                    *COMMON_FLAGS,
-                    "-g0",  # Python's own flags have -g
-                    "-Wall",
-                    "-Wno-psabi",  # vectors wider than the baseline's registers never cross a call
-                    "-Wno-maybe-uninitialized",  # false, inside g++'s own avx512fintrin.h
-                    "-Wno-uninitialized",
-                    "-fvisibility=hidden",
-                ]
-            },
-        )
+        Extension(
+            "fastloss._ops",
+            [source for source in sources("*.c*") if source != MODULE],
+            depends=[*sources("*.h"), EXPORTS],
+        ),
+        Extension("fastloss._C", [MODULE]),
     ],
-    cmdclass={"build_ext": BuildLibrary.with_options(use_ninja=shutil.which("ninja") is not None)},
+    cmdclass={"build_ext": BuildLibraries},
 )

@@ -1,6 +1,6 @@
 """Global memory traffic of the CUDA kernels, counted in the emulator, and the time that memory bandwidth allows for it.
 
-    FASTLOSS_PTXSIM=<folder that holds ptxsim> python benchmarks/traffic.py
+    python benchmarks/traffic.py
 
 Prints a Markdown table. Nothing is timed. Traffic is what the kernels ask for, in 32-byte sectors; what caches save is
 not subtracted.
@@ -20,7 +20,7 @@ from emulator import EmulatedSigmoid, EmulatedSoftmax, import_ptxsim, moved_byte
 BANDWIDTH = {"A100 40 GB": 1.555, "H100 SXM": 3.35}
 SHAPES = [(6400, 11), (4096, 1000), (64, 32768)]  # N × C: NER tags, image classes, a vocabulary
 # Name, passes over the logits (the reads, and the write of the gradient), launches that the emulator's log leaves out.
-SOFTMAX = {"cross_entropy": ("cross entropy", 2, 0), "focal": ("focal", 2, 0), "ghmc": ("GHM-C", 3, 1)}
+SOFTMAX = {"cross_entropy": ("cross entropy", 2, 0), "focal_loss": ("focal", 2, 0), "ghmc_loss": ("GHM-C", 3, 1)}
 SIGMOID = {"sigmoid_focal_loss": ("sigmoid focal", 2, 1), "sigmoid_ghmc_loss": ("sigmoid GHM-C", 3, 1)}
 
 INTRODUCTION = """### Counted in emulation, not timed
@@ -54,8 +54,6 @@ def print_row(cells):
 def main():
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     ptxsim = import_ptxsim()
-    if ptxsim is None:
-        sys.exit("FASTLOSS_PTXSIM is not set, but should name the folder that holds ptxsim, the emulator.")
     torch.manual_seed(0)
     print(INTRODUCTION.format(bandwidths=", ".join(f"{gpu} ({tb} TB/s)" for gpu, tb in BANDWIDTH.items())))
     head = ["loss", "N × C", "logits", "ideal", "moved", "efficiency", "launches"]
@@ -64,17 +62,17 @@ def main():
     cases = list(itertools.product(SHAPES, (torch.float32, torch.bfloat16)))
 
     softmax = EmulatedSoftmax(ptxsim)
-    for kind, (name, passes, hidden) in SOFTMAX.items():
+    for function, (name, passes, hidden) in SOFTMAX.items():
         for (N, C), dtype in cases:
             input, target = torch.randn(N, C).to(dtype), torch.randint(0, C, (N,))
-            _, log = softmax.loss(kind, input, target, grad=torch.empty_like(input))
+            _, log = softmax.loss(function, input, target, grad=torch.empty_like(input))
             print_row(row(name, input, passes, hidden, log))
 
     sigmoid = EmulatedSigmoid(ptxsim)
-    for kind, (name, passes, hidden) in SIGMOID.items():
+    for function, (name, passes, hidden) in SIGMOID.items():
         for shape, dtype in cases:
             input, target = torch.randn(shape).to(dtype), torch.randint(0, 2, shape).to(dtype)
-            _, log = sigmoid.loss(kind, input, target, grad=torch.empty_like(input))
+            _, log = sigmoid.loss(function, input, target, grad=torch.empty_like(input))
             reads_of_targets = passes - 1
             print_row(row(name, input, passes + reads_of_targets, hidden, log))
 

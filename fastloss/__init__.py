@@ -6,14 +6,17 @@
 >>> fastloss.focal_loss(logits, target, gamma=2.0).backward()
 """
 
-import torch  # noqa: F401  its libraries, which the compiled one needs, have to be loaded first
+from pathlib import Path
+
+import torch
 
 try:
-    from . import _C
-except ImportError as error:
+    torch.ops.load_library(Path(__file__).with_name("libfastloss_ops.so"))
+    from . import _C  # which is linked to it
+except (ImportError, OSError) as error:
     raise ImportError(
         f"fastloss's compiled library cannot be loaded ({error}); build it with 'pip install .' in the folder of the "
-        "sources (or 'pip install --no-build-isolation -e .' to work on them). It needs torch >= 2.13."
+        "sources (or 'pip install --no-build-isolation -e .' to work on them). It needs torch >= 2.10."
     ) from error
 
 from . import reference
@@ -22,10 +25,19 @@ from .functional import (
     focal_loss,
     ghmc_loss,
     gradient_norm_histogram,
+    poly_loss,
     sigmoid_focal_loss,
     sigmoid_ghmc_loss,
 )
-from .modules import CrossEntropyLoss, FocalLoss, GHMCLoss, SigmoidFocalLoss, SigmoidGHMCLoss
+from .linear import (
+    LinearCrossEntropyLoss,
+    LinearFocalLoss,
+    LinearGHMCLoss,
+    linear_cross_entropy,
+    linear_focal_loss,
+    linear_ghmc_loss,
+)
+from .modules import CrossEntropyLoss, FocalLoss, GHMCLoss, PolyLoss, SigmoidFocalLoss, SigmoidGHMCLoss
 
 
 def build_info() -> dict:
@@ -44,6 +56,10 @@ __all__ = [
     "CrossEntropyLoss",
     "FocalLoss",
     "GHMCLoss",
+    "LinearCrossEntropyLoss",
+    "LinearFocalLoss",
+    "LinearGHMCLoss",
+    "PolyLoss",
     "SigmoidFocalLoss",
     "SigmoidGHMCLoss",
     "build_info",
@@ -51,6 +67,10 @@ __all__ = [
     "focal_loss",
     "ghmc_loss",
     "gradient_norm_histogram",
+    "linear_cross_entropy",
+    "linear_focal_loss",
+    "linear_ghmc_loss",
+    "poly_loss",
     "reference",
     "sigmoid_focal_loss",
     "sigmoid_ghmc_loss",

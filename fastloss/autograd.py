@@ -1,42 +1,122 @@
-"""One autograd.Function around the ops: they return the loss and write the gradient in the same pass.
+"""One autograd.Function around the ops: they return the loss and its gradient from the same pass.
 
-The op is told where the gradient goes: a new tensor, or the logits themselves (``inplace_backward``). The backward pass
-only multiplies it by ``grad_output``, and mostly that is 1. A backward pass that must itself be differentiable
-(``create_graph=True``) differentiates the reference instead.
+The backward pass only multiplies the gradient by ``grad_output``, and mostly that is 1. A backward pass that must
+itself be differentiable (``create_graph=True``), forward-mode AD and torch.func's transforms differentiate the
+reference instead. Arguments are bound by the names in the ops' schemas, which come from csrc's table of losses.
 """
+
+import inspect
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import reference
+from . import _C, reference, torch_private
+from . import functional as _functional  # the public functions: torch's overrides see those
 
-ops = torch.ops.fastloss
+# As csrc/losses/params.h has them.
+_ENUMERATIONS = {
+    "reduction": {"none": 0, "mean": 1, "sum": 2},
+    "normalizer": {"nonempty": 0, "bins": 1},
+}
+_GRADIENTS = {"none": 0, "new": 1, "inplace": 2}
 
-# Half-precision gradients of a mean over many decisions would underflow in float16 before a gradient scaler's factor
-# reaches them, so they are stored times this and divided by it in the backward pass. What they reach in the most
-# lopsided weighting is some hundreds, and 1024 * 64 is the end of float16's range.
-FLOAT16_MEAN_SCALE = 64.0
+
+class LossOp:
+    """A loss's ops, and what their schema says of the arguments that follow input."""
+
+    def __init__(self, name: str):
+        packet = getattr(torch.ops.fastloss, name)
+        self.name = name
+        self.value, self.with_grad = packet.default, packet.with_grad
+        self.inplace, self.schedule = packet.inplace, packet.schedule
+        arguments = self.value._schema.arguments[1:]
+        self.names = tuple(argument.name for argument in arguments)
+        self.enumerations = tuple((i, n, _ENUMERATIONS[n]) for i, n in enumerate(self.names) if n in _ENUMERATIONS)
+        # index, name, may be None
+        self.tensors = tuple(
+            (i, argument.name, isinstance(argument.type, torch.OptionalType))
+            for i, argument in enumerate(arguments)
+            if isinstance(argument.type, torch.TensorType | torch.OptionalType)
+        )
+        # What a double backward pass may read again. What an op writes (GHM's state) has moved on by then.
+        self.saved = tuple(i for i, *_ in self.tensors if arguments[i].alias_info is None)
+        self.ghmc = "bins" in self.names
+
+    def check(self, args) -> None:
+        """Refuses what is no tensor, and tensors that want a gradient of their own."""
+        for i, name, optional in self.tensors:
+            arg = args[i]
+            if arg is None and optional:
+                continue
+            if not isinstance(arg, Tensor):
+                expected = "a tensor or None" if optional else "a tensor"
+                raise ValueError(f"{name} is {_describe(arg)}, but should be {expected}.")
+            if arg.requires_grad:
+                raise ValueError(
+                    f"{name} requires grad, but fastloss.{self.name} differentiates only with respect to input; call "
+                    "detach() on it."
+                )
+
+    def encode(self, args) -> list:
+        """The arguments with the integers that the schema has for names."""
+        encoded = list(args)
+        for i, name, codes in self.enumerations:
+            encoded[i] = encode(name, args[i], codes)
+        return encoded
+
+    def decode(self, args) -> dict:
+        """The arguments by their names, as the public functions take them."""
+        settings = dict(zip(self.names, args, strict=True))
+        for _, name, codes in self.enumerations:
+            settings[name] = next(word for word, code in codes.items() if code == settings[name])
+        return settings
+
+
+def _describe(value) -> str:
+    return "None" if value is None else f"of type {type(value).__name__}"
+
+
+def encode(name: str, value, codes: dict[str, int]) -> int:
+    code = codes.get(value) if isinstance(value, str) else None
+    if code is None:
+        *words, last = map(repr, codes)
+        raise ValueError(f"{name} is {value!r}, but should be {', '.join(words)} or {last}.")
+    return code
+
+
+# Every loss of the table: their ops are those that can be asked for a schedule.
+OPS = {
+    name.removeprefix("fastloss::").removesuffix(".schedule"): None
+    for name in torch._C._dispatch_get_all_op_names()
+    if name.startswith("fastloss::") and name.endswith(".schedule")
+}
+OPS = {name: LossOp(name) for name in sorted(OPS)}
 
 
 def fused_loss(name: str, input: Tensor, inplace_backward: bool, *args) -> Tensor:
-    """Loss of op ``name`` for ``(input, *args)``; differentiable with respect to input."""
+    """Loss of op ``name`` for ``(input, *args)``, args in the order of its schema; differentiable in input."""
+    op = OPS[name]
+    if has_torch_function_variadic(input, *args):
+        tensors = (input, *(args[i] for i, *_ in op.tensors))
+        settings = dict(zip(op.names, args, strict=True))
+        public = getattr(_functional, name)
+        return handle_torch_function(public, tensors, input, **settings, inplace_backward=inplace_backward)
+    if not isinstance(input, Tensor):
+        raise ValueError(f"input is {_describe(input)}, but should be a tensor.")
+    op.check(args)
+    compiling = torch.compiler.is_compiling()
+    transforms = torch_private.transforms_active
+    if (not compiling and transforms is not None and transforms()) or torch_private.has_tangent(input, *args):
+        settings = dict(zip(op.names, args, strict=True))
+        return getattr(reference, name)(input, **settings)
+    args = op.encode(args)
     if input.requires_grad and torch.is_grad_enabled():
-        # Function.apply first looks for torch.func's transforms, whose wrappers it takes off every tensor. That takes
-        # 5% of a small batch's time, so it is asked only where there are such transforms, for it to refuse them.
-        plain = not torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling()
-        apply = _apply_plain if plain else _FusedLoss.apply
+        apply = _FusedLoss.apply if compiling else _quick_apply
         return apply(input, name, inplace_backward, *args)
-    _refuse_other_gradients(name, (isinstance(arg, Tensor) and arg.requires_grad for arg in args))
-    loss = getattr(ops, name)(input, None, *args, 1.0)
-    return loss if isinstance(loss, Tensor) else loss[0]
-
-
-def _refuse_other_gradients(name, require_grad):
-    if any(require_grad):
-        raise ValueError(
-            f"fastloss.{name} got a target, weight or mask that requires grad, but differentiates only with "
-            "respect to input; call detach() on it."
-        )
+    loss = op.value(input, *args)
+    return loss[0] if op.ghmc else loss
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -44,154 +124,205 @@ class _FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input, name, inplace_backward, *args):
-        _refuse_other_gradients(name, ctx.needs_input_grad[3:])
-        scale = 1.0
-        if input.dtype == torch.float16 and any(type(arg) is str and arg == "mean" for arg in args):
-            scale = FLOAT16_MEAN_SCALE
-        grad = input.detach() if inplace_backward else torch.empty_like(input)
-        loss = getattr(ops, name)(input, grad, *args, scale)
-        bin_weight = None
-        if type(loss) is tuple:
-            loss, bin_weight = loss
-        ctx.call = (name, inplace_backward, scale, args)
-        if inplace_backward:
-            ctx.used = False
-            torch.autograd.graph.increment_version(input)
+        op = OPS[name]
+        if torch.compiler.is_compiling():
+            # The compiler leaves the copy out where nothing else reads the logits: the gradient is written over them.
+            grad = input.clone()
+            loss, stored_scale, *_ = op.inplace(grad, *args)
             ctx.save_for_backward(grad)
+        elif inplace_backward:
+            loss, stored_scale, *_ = op.inplace(input, *args)
+            ctx.used = False
+            increment_version(input)
+            ctx.save_for_backward(input.detach())
         else:
-            # More than grad is only for a backward pass that is itself differentiable. GHM's state is not: it moves on.
-            ctx.save_for_backward(grad, input, bin_weight, args[0], args[1] if name in _SECOND_TENSOR else None)
+            loss, grad, stored_scale, *bin_weight = op.with_grad(input, *args)
+            # More than grad is only for a backward pass that is itself differentiable.
+            ctx.save_for_backward(grad, input, *bin_weight, *[args[i] for i in op.saved])
+        ctx.call = (name, inplace_backward)
+        ctx.stored_scale = stored_scale if input.dtype == torch.float16 else None
+        ctx.settings = [None if i in op.saved else arg for i, arg in enumerate(args)]
         return loss
 
     @staticmethod
     def backward(ctx, grad_output):
-        name, inplace_backward, scale, args = ctx.call
-        compiling = torch.compiler.is_compiling()
-        if not compiling:
-            if torch.is_grad_enabled():
-                return _double_backward(ctx, grad_output), *_nothing(args)
-            if inplace_backward:
-                if ctx.used:
-                    raise RuntimeError(
-                        f"fastloss.{name} was called with inplace_backward=True, so its gradient exists once, in the "
-                        "memory of the logits; a second backward pass needs inplace_backward=False."
-                    )
-                ctx.used = True
+        name, inplace_backward = ctx.call
+        nothing = (None,) * (2 + len(ctx.settings))
+        if torch.compiler.is_compiling():
+            return _scaled(ctx.saved_tensors[0], grad_output, ctx.stored_scale), *nothing
+        if torch.is_grad_enabled():
+            return _double_backward(ctx, grad_output), *nothing
+        if inplace_backward:
+            if ctx.used:
+                raise RuntimeError(
+                    f"fastloss.{name} was called with inplace_backward=True, so its gradient exists once, in the "
+                    "memory of the logits; a second backward pass needs inplace_backward=False."
+                )
+            ctx.used = True
+        grad = torch_private.first_saved(ctx)
+        if _is_seen(grad_output):
+            return _scaled(grad, grad_output, ctx.stored_scale), *nothing
         # The saved gradient itself may go to the caller only if nobody will ask for it again.
-        overwrite = not compiling and (inplace_backward or not torch._C._autograd._get_current_graph_task_keep_graph())
-        return _scaled(ctx.saved_tensors[0], grad_output, 1 / scale, overwrite, compiling), *_nothing(args)
+        overwrite = inplace_backward or not torch_private.keeps_graph()
+        if (
+            overwrite
+            and ctx.stored_scale is None
+            and grad.is_cpu
+            and grad_output.dim() == 0
+            and grad_output.item() == 1
+        ):
+            return grad, *nothing  # quicker than asking the kernel, which would find the same
+        if not overwrite:
+            return torch.ops.fastloss.scale_gradient.default(grad, grad_output, ctx.stored_scale), *nothing
+        torch.ops.fastloss.scale_gradient.inplace(grad, grad_output, ctx.stored_scale)
+        return grad, *nothing
 
 
-_apply_plain = super(torch.autograd.Function, _FusedLoss).apply
+_quick_apply = torch_private.quick_apply(_FusedLoss)
 
 
-def _nothing(args):
-    """The gradients of the arguments that follow input."""
-    return (None,) * (2 + len(args))
+def _is_seen(grad_output) -> bool:
+    """Whether something follows the backward pass's operations: then they have to be torch's own."""
+    transforms = torch_private.transforms_active
+    return (
+        type(grad_output) is not Tensor
+        or torch_private.dispatch_modes() > 0
+        or torch_private.is_batched(grad_output)
+        or (transforms is not None and transforms())
+    )
+
+
+def _scaled(grad, grad_output, stored_scale):
+    """``grad * grad_output / stored_scale``, rounded once; 0 where grad is 0: an ignored decision has no gradient,
+    whatever comes from above. The same as the op scale_gradient, in operations that compilers and transforms know."""
+    factor = grad_output.to(torch.float64 if grad.dtype == torch.float64 else torch.float32)
+    if stored_scale is not None and stored_scale.numel() > 0:
+        factor = factor / stored_scale.squeeze(0)
+    if factor.dim() == grad.dim() - 1 and factor.dim() > 0:
+        factor = factor.unsqueeze(1)  # one factor a decision, for all its classes
+    return torch.where(grad == 0, grad, (grad * factor).to(grad.dtype))
 
 
 def _double_backward(ctx, grad_output):
-    name, inplace_backward, _, args = ctx.call
+    """The gradient by the reference, so that it can be differentiated again."""
+    name, inplace_backward = ctx.call
+    op = OPS[name]
     if inplace_backward:
         raise RuntimeError(
-            f"fastloss.{name} was called with inplace_backward=True, which destroys the logits, so its "
-            "gradient cannot be differentiated again; create_graph=True needs inplace_backward=False."
+            f"fastloss.{name} was called with inplace_backward=True, which destroys the logits, so its gradient cannot "
+            "be differentiated again; create_graph=True needs inplace_backward=False."
         )
-    _, input, bin_weight, _, _ = ctx.saved_tensors  # raises if one of them has changed since
-    loss = _REFERENCE[name](input, bin_weight, *args)
+    _, input, *saved = ctx.saved_tensors  # raises if one of them has changed since
+    bin_weight = saved.pop(0) if op.ghmc else None
+    args = list(ctx.settings)
+    for i, tensor in zip(op.saved, saved, strict=True):
+        args[i] = tensor
+    settings = op.decode(args)
+    logits, grad_output = _without_ignored(input, grad_output, settings)
+    if op.ghmc:
+        loss = _weighted_by_bins(logits, bin_weight, settings, input)
+    else:
+        loss = getattr(reference, name)(logits, **settings)
     return torch.autograd.grad(loss, input, grad_output, create_graph=True)[0]
 
 
-def _scaled(grad, grad_output, factor, overwrite, compiling):
-    """``grad * grad_output * factor``, rounded once. With overwrite in grad's own memory, else in new memory."""
-    if grad_output.dim() == 0 and grad.is_cpu and not compiling:
-        factor *= grad_output.item()
-        if not overwrite:
-            return grad * factor
-        return grad if factor == 1 else grad.mul_(factor)
-    if grad.is_cuda and not compiling:
-        # Its kernel reads grad_output on the device, as .item() would wait for it, and writes nothing where it is 1.
-        scaled = grad if overwrite else grad.clone()
-        ops.scale_gradient(scaled, grad_output, factor)
-        return scaled
-    if factor != 1:
-        grad_output = grad_output * factor
-    if grad_output.dim() == grad.dim() - 1 and grad_output.dim() > 0:
-        grad_output = grad_output.unsqueeze(1)  # one factor a decision, for all its classes
-    return grad.mul_(grad_output) if overwrite else (grad * grad_output.to(_float_of(grad))).to(grad.dtype)
+def _without_ignored(input, grad_output, settings):
+    """Logits and grad_output with 0 where a decision does not count: there a nan would come through as nan * 0."""
+    if "ignore_index" in settings:
+        valid = settings["target"] != settings["ignore_index"]
+        every_class = valid.unsqueeze(reference.class_dim_of(input))
+    else:
+        valid = every_class = settings.get("mask")
+    if valid is None:
+        return input, grad_output
+    if settings["reduction"] == "none":
+        grad_output = torch.where(valid, grad_output, 0)
+    return torch.where(every_class, input, 0), grad_output
 
 
-def _float_of(grad):
-    return torch.float64 if grad.dtype == torch.float64 else torch.float32
+def _weighted_by_bins(logits, bin_weight, settings, input):
+    """GHM-C with the weights of the forward pass, decision by decision: a decision on a bin's edge stays in the bin
+    that the kernel put it in."""
+    target, bins, reduction = settings["target"], settings["bins"], settings["reduction"]
+    if "mask" in settings:
+        mask = settings["mask"]
+        _, bin = torch.ops.fastloss.sigmoid_gradient_norms(input.detach(), target, mask, bins)
+        nll, valid = reference.sigmoid_nll(logits, target, mask)
+        fewest = 1
+    else:
+        ignore_index = settings["ignore_index"]
+        _, bin = torch.ops.fastloss.gradient_norms(input.detach(), target, bins, ignore_index)
+        nll, valid = reference.softmax_nll(logits, target, ignore_index)
+        fewest = 0
+    beta = torch.where(bin < 0, 0, bin_weight[bin.clamp(min=0)])
+    return reference.weighted_nll(nll, valid, beta, reduction, fewest)
 
 
-# Ops whose argument after the target is a tensor that the loss depends on: class weights or a mask.
-_SECOND_TENSOR = ("cross_entropy", "focal_loss", "sigmoid_ghmc_loss")
+def schedule_of(function, input: Tensor, *args, **settings) -> str:
+    """Which kernels ``function(input, *args, **settings)`` would take, for example ``"avx512 softmax rows streamed"``:
+    device, instruction set and path. For tests and reports; the words are not part of the public interface.
 
-# The reference with an op's arguments. GHM-C's weights are constants of the backward pass: those of the forward pass.
-_REFERENCE = {
-    "cross_entropy": lambda x, _, target, weight, ignore_index, reduction, label_smoothing: reference.cross_entropy(
-        x, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
-    ),
-    "focal_loss": lambda x, _, target, weight, ignore_index, reduction, gamma: reference.focal_loss(
-        x, target, weight, ignore_index=ignore_index, reduction=reduction, gamma=gamma
-    ),
-    "ghmc_loss": lambda x, beta, target, _hist, _updates, bins, _m, _n, _b, _t, ignore_index, reduction: (
-        reference._softmax_ghmc(x, target, lambda counts: beta, bins, ignore_index, reduction)
-    ),
-    "sigmoid_focal_loss": lambda x, _, target, alpha, gamma, reduction: reference.sigmoid_focal_loss(
-        x, target, alpha=alpha, gamma=gamma, reduction=reduction
-    ),
-    "sigmoid_ghmc_loss": lambda x, beta, target, mask, _hist, _updates, bins, _m, _n, _b, _t, reduction: (
-        reference._sigmoid_ghmc(x, target, mask, lambda counts: beta, bins, reduction)
-    ),
-}
+    The gradient counts as wanted where input requires grad.
+    """
+    op = OPS[function.__name__]
+    call = inspect.signature(function).bind(input, *args, **settings)
+    call.apply_defaults()
+    gradient = "inplace" if call.arguments["inplace_backward"] else "new"
+    arguments = op.encode([call.arguments.get(name) for name in op.names])
+    code = op.schedule(input.detach(), *arguments, _GRADIENTS[gradient if input.requires_grad else "none"])
+    return _C.schedule_names()[input.device.type][code]
 
 
 # ---- what torch.compile and meta tensors see: shapes and dtypes
 
 
-def _fake_loss(input, reduction, target, *tensors):
-    """Only here a meta tensor meets one with data: the dispatcher prefers the fake. The checks are the ops' own."""
-    for tensor in (target, *tensors):
-        if tensor is not None and tensor.device != input.device:
-            raise ValueError(
-                f"target, weight or mask is on {tensor.device}, but should be on the device of input: {input.device}."
-            )
-    decisions = target.shape
-    return input.new_empty(decisions if reduction == "none" else (), dtype=_float_of(input))
+def _check_devices(names, args) -> None:
+    """Only here a meta tensor meets one with data: the dispatcher prefers the fake. Other checks are the ops' own."""
+    devices = {name: arg.device for name, arg in zip(names, args, strict=True) if isinstance(arg, Tensor)}
+    first, *others = devices
+    for name in others:
+        if devices[name] != devices[first]:
+            raise ValueError(f"{name} is on {devices[name]}, but should be on the device of {first}: {devices[first]}.")
 
 
-@torch.library.register_fake("fastloss::cross_entropy")
-def _(input, grad, target, weight, ignore_index, reduction, label_smoothing, grad_scale):
-    return _fake_loss(input, reduction, target, weight)
+def _register_fake(op: torch._ops.OpOverload, results_of) -> None:
+    names = [argument.name for argument in op._schema.arguments]
+
+    def fake(*args):
+        _check_devices(names, args)
+        return results_of(**dict(zip(names, args, strict=True)))
+
+    torch.library.register_fake(op.name(), fake)
 
 
-@torch.library.register_fake("fastloss::focal_loss")
-def _(input, grad, target, weight, ignore_index, reduction, gamma, grad_scale):
-    return _fake_loss(input, reduction, target, weight)
+def _register_loss_fake(op: torch._ops.OpOverload) -> None:
+    returned = [result.name or "loss" for result in op._schema.returns]
+
+    def results_of(input, target, reduction, bins=None, **_settings):
+        compute = torch.float64 if input.dtype == torch.float64 else torch.float32
+        mean = reduction == _ENUMERATIONS["reduction"]["mean"]
+        of_name = {
+            "loss": lambda: input.new_empty(target.shape if reduction == 0 else (), dtype=compute),
+            "grad": lambda: torch.empty_like(input),
+            "stored_scale": lambda: input.new_empty(int(mean and input.dtype == torch.float16), dtype=torch.float32),
+            "bin_weight": lambda: input.new_empty(bins, dtype=torch.float64),
+        }
+        results = tuple(of_name[name]() for name in returned)
+        return results if len(results) > 1 else results[0]
+
+    _register_fake(op, results_of)
 
 
-@torch.library.register_fake("fastloss::ghmc_loss")
-def _(input, grad, target, histogram, updates, bins, momentum, normalizer, correction, training, ignore, reduction, s):
-    return _fake_loss(input, reduction, target), input.new_empty(bins, dtype=torch.float64)
-
-
-@torch.library.register_fake("fastloss::gradient_norm_histogram")
-def _(input, target, bins, ignore_index):
-    return input.new_empty(bins, dtype=torch.int64)
-
-
-@torch.library.register_fake("fastloss::sigmoid_focal_loss")
-def _(input, grad, target, alpha, gamma, reduction, grad_scale):
-    return _fake_loss(input, reduction, target)
-
-
-@torch.library.register_fake("fastloss::sigmoid_ghmc_loss")
-def _(input, grad, target, mask, histogram, updates, bins, momentum, normalizer, correction, training, reduction, s):
-    return _fake_loss(input, reduction, target, mask), input.new_empty(bins, dtype=torch.float64)
-
-
-@torch.library.register_fake("fastloss::scale_gradient")
-def _(grad, grad_output, factor):
-    pass
+for _op in OPS.values():
+    for _overload in (_op.value, _op.with_grad, _op.inplace):
+        _register_loss_fake(_overload)
+for _name in ("gradient_norms", "sigmoid_gradient_norms"):
+    _register_fake(
+        getattr(torch.ops.fastloss, _name).default,
+        lambda input, target, bins, **_: (
+            input.new_empty(bins, dtype=torch.int64),
+            input.new_empty(target.shape, dtype=torch.int32),
+        ),
+    )
+_register_fake(torch.ops.fastloss.scale_gradient.default, lambda grad, **_: torch.empty_like(grad))
+_register_fake(torch.ops.fastloss.scale_gradient.inplace, lambda **_: None)

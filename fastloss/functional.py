@@ -10,7 +10,7 @@ Shared by all:
   18 ms with it, 49 ms without and 197 ms under ``torch.compile`` (benchmarks/RESULTS.md). **The logits are
   destroyed** by the call (if they require grad). Their version counter is bumped, so autograd refuses where another
   operation had saved them; a second backward pass and ``create_graph=True`` are refused. Leave it off for logits that
-  anything else still reads.
+  anything else still reads. Under ``torch.compile`` it changes nothing: the compiler sees whether something does.
 
 The softmax losses have the semantics of :func:`torch.nn.functional.cross_entropy`:
 
@@ -23,13 +23,16 @@ Errors, each a sentence that names the argument: ``IndexError`` for a target out
 other argument, ``RuntimeError`` for what autograd cannot do, and for an argument of the wrong Python type, where the
 sentence is torch's. The arguments are checked before anything is written.
 
-Double backward (``create_graph=True``) goes through :mod:`fastloss.reference`. ``torch.func`` transforms are refused.
+Double backward (``create_graph=True``), forward-mode AD and ``torch.func``'s transforms go through
+:mod:`fastloss.reference`: right, at its speed.
+
+A decision that is ignored or masked has the gradient 0, whatever its logits and whatever gradient comes from above.
 """
 
 import torch
 from torch import Tensor
 
-from .autograd import fused_loss
+from . import autograd
 
 
 def cross_entropy(
@@ -69,8 +72,8 @@ def cross_entropy(
         >>> fastloss.cross_entropy(logits, torch.tensor([0, 2]), label_smoothing=0.1)
         tensor(0.7357)
     """
-    return fused_loss(
-        "cross_entropy", input, inplace_backward, target, weight, ignore_index, reduction, label_smoothing
+    return autograd.fused_loss(
+        "cross_entropy", input, inplace_backward, target, weight, label_smoothing, ignore_index, reduction
     )
 
 
@@ -111,7 +114,7 @@ def focal_loss(
         >>> fastloss.focal_loss(logits, torch.tensor([0, 2]))
         tensor(0.2496)
     """
-    return fused_loss("focal_loss", input, inplace_backward, target, weight, ignore_index, reduction, gamma)
+    return autograd.fused_loss("focal_loss", input, inplace_backward, target, weight, gamma, ignore_index, reduction)
 
 
 def ghmc_loss(
@@ -168,7 +171,7 @@ def ghmc_loss(
         tensor([0.1797, 0.1797, 1.6479])
     """
     state = (running_histogram, num_updates, bins, momentum, normalizer, bias_correction, training)
-    return fused_loss("ghmc_loss", input, inplace_backward, target, *state, ignore_index, reduction)
+    return autograd.fused_loss("ghmc_loss", input, inplace_backward, target, *state, ignore_index, reduction)
 
 
 def sigmoid_focal_loss(
@@ -203,7 +206,7 @@ def sigmoid_focal_loss(
         >>> fastloss.sigmoid_focal_loss(torch.tensor([2.0, -2.0]), torch.tensor([1.0, 1.0]))
         tensor([0.0005, 0.4125])
     """
-    return fused_loss("sigmoid_focal_loss", input, inplace_backward, target, alpha, gamma, reduction)
+    return autograd.fused_loss("sigmoid_focal_loss", input, inplace_backward, target, alpha, gamma, reduction)
 
 
 def sigmoid_ghmc_loss(
@@ -245,10 +248,53 @@ def sigmoid_ghmc_loss(
         >>> fastloss.sigmoid_ghmc_loss(torch.tensor([2.0, 2.0, -2.0]), torch.tensor([1.0, 1.0, 1.0]))
         tensor(1.1269)
     """
-    if mask is not None and mask.dtype != torch.bool:
+    if isinstance(mask, Tensor) and mask.dtype != torch.bool:
+        if mask.is_complex():
+            raise ValueError(
+                f"mask has dtype {mask.dtype}, but should be bool, or numbers that count where they are > 0."
+            )
         mask = mask > 0
     state = (running_histogram, num_updates, bins, momentum, normalizer, bias_correction, training)
-    return fused_loss("sigmoid_ghmc_loss", input, inplace_backward, target, mask, *state, reduction)
+    return autograd.fused_loss("sigmoid_ghmc_loss", input, inplace_backward, target, mask, *state, reduction)
+
+
+def poly_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    epsilon: float = 1.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    inplace_backward: bool = False,
+) -> Tensor:
+    """Poly-1 loss: ``w[y] * (nll + epsilon * (1 - p))`` with ``p = exp(-nll)`` the probability of the target.
+
+    Leng et al. 2022, "PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions", section 4.1:
+    cross entropy with the first term of its series in ``1 - p`` weighted by ``1 + epsilon``.
+
+    Args:
+        input: logits ``(C)``, ``(N, C)`` or ``(N, C, d1, ...)``.
+        target: class indices ``()``, ``(N)`` or ``(N, d1, ...)``, int64 or int32.
+        weight: ``(C)``, a factor for each class.
+        epsilon: in [-1, 10000]; > 0 raises the gradient of decisions that are right already, < 0 lowers it.
+        ignore_index: the target that contributes neither loss nor gradient.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        inplace_backward: write the gradient over the logits; see the module's documentation.
+
+    Returns:
+        A scalar, or target's shape for ``"none"``; float32 (float64 for float64 logits).
+
+    Raises:
+        IndexError: a target outside ``[0, C)`` that is not ``ignore_index``.
+        ValueError: any other argument that is not as described.
+
+    Example:
+        >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+        >>> fastloss.poly_loss(logits, torch.tensor([0, 2]), reduction="none")
+        tensor([0.4526, 1.7653])
+    """
+    return autograd.fused_loss("poly_loss", input, inplace_backward, target, weight, epsilon, ignore_index, reduction)
 
 
 def gradient_norm_histogram(input: Tensor, target: Tensor, *, bins: int = 10, ignore_index: int = -100) -> Tensor:
@@ -272,4 +318,5 @@ def gradient_norm_histogram(input: Tensor, target: Tensor, *, bins: int = 10, ig
         >>> fastloss.gradient_norm_histogram(logits, torch.tensor([0, 0, 2]), bins=5)
         tensor([0, 2, 0, 1, 0])
     """
-    return torch.ops.fastloss.gradient_norm_histogram(input.detach(), target, bins, ignore_index)
+    counts, _ = torch.ops.fastloss.gradient_norms(input.detach(), target, bins, ignore_index)
+    return counts

@@ -7,14 +7,19 @@ from . import functional
 
 
 class _Loss(nn.Module):
-    """Keeps the settings that the function takes as keywords, and shows them."""
+    """Its settings are its attributes, under the names of the function's keywords; they may be assigned anew."""
 
     def __init__(self, **settings):
         super().__init__()
-        self.settings = settings
+        self._names = tuple(settings)
+        for name, value in settings.items():
+            setattr(self, name, value)
+
+    def _settings(self) -> dict:
+        return {name: getattr(self, name) for name in self._names}
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        return ", ".join(f"{name}={value!r}" for name, value in self._settings().items())
 
 
 class CrossEntropyLoss(_Loss):
@@ -27,6 +32,10 @@ class CrossEntropyLoss(_Loss):
     """
 
     weight: Tensor | None
+    ignore_index: int
+    reduction: str
+    label_smoothing: float
+    inplace_backward: bool
 
     def __init__(
         self,
@@ -46,7 +55,7 @@ class CrossEntropyLoss(_Loss):
         self.register_buffer("weight", weight)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return functional.cross_entropy(input, target, self.weight, **self.settings)
+        return functional.cross_entropy(input, target, self.weight, **self._settings())
 
 
 class FocalLoss(_Loss):
@@ -58,6 +67,10 @@ class FocalLoss(_Loss):
     """
 
     weight: Tensor | None
+    gamma: float
+    ignore_index: int
+    reduction: str
+    inplace_backward: bool
 
     def __init__(
         self,
@@ -72,7 +85,39 @@ class FocalLoss(_Loss):
         self.register_buffer("weight", weight)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return functional.focal_loss(input, target, self.weight, **self.settings)
+        return functional.focal_loss(input, target, self.weight, **self._settings())
+
+
+class PolyLoss(_Loss):
+    """:func:`fastloss.poly_loss` as a module.
+
+    Example:
+        >>> fastloss.PolyLoss(epsilon=1.0)(torch.zeros(2, 3), torch.tensor([0, 2]))
+        tensor(1.7653)
+    """
+
+    weight: Tensor | None
+    epsilon: float
+    ignore_index: int
+    reduction: str
+    inplace_backward: bool
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        epsilon: float = 1.0,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        inplace_backward: bool = False,
+    ):
+        super().__init__(
+            epsilon=epsilon, ignore_index=ignore_index, reduction=reduction, inplace_backward=inplace_backward
+        )
+        self.register_buffer("weight", weight)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return functional.poly_loss(input, target, self.weight, **self._settings())
 
 
 class SigmoidFocalLoss(_Loss):
@@ -83,20 +128,35 @@ class SigmoidFocalLoss(_Loss):
         tensor(0.0866)
     """
 
+    alpha: float
+    gamma: float
+    reduction: str
+    inplace_backward: bool
+
     def __init__(
         self, *, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "none", inplace_backward: bool = False
     ):
         super().__init__(alpha=alpha, gamma=gamma, reduction=reduction, inplace_backward=inplace_backward)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return functional.sigmoid_focal_loss(input, target, **self.settings)
+        return functional.sigmoid_focal_loss(input, target, **self._settings())
 
 
 class _GHMLoss(_Loss):
-    """Owns the running statistics; they exist only with momentum and move only in training mode."""
+    """Owns the running statistics; they exist only with momentum and move only in training mode.
+
+    They move in every call of a training step: under activation checkpointing, which calls a module twice, compute the
+    loss outside of the checkpointed part.
+    """
 
     running_histogram: Tensor | None
     num_updates: Tensor | None
+    bins: int
+    momentum: float
+    normalizer: str
+    bias_correction: bool
+    reduction: str
+    inplace_backward: bool
 
     def __init__(self, *, bins: int, momentum: float, **settings):
         super().__init__(bins=bins, momentum=momentum, **settings)
@@ -105,14 +165,15 @@ class _GHMLoss(_Loss):
         self.register_buffer("num_updates", torch.zeros(bins, dtype=torch.int64) if has_state else None)
 
     def _apply(self, fn, recurse=True):
-        # half() and to(dtype) are for the network; the running counts stay float64 wherever they are moved to.
-        histogram = self.running_histogram
+        # half(), type() and to(dtype) are for the network; the running counts keep their types wherever they are moved.
+        before = {name: self._buffers[name] for name in ("running_histogram", "num_updates")}
         super()._apply(fn, recurse)
-        if histogram is not None and self.running_histogram.dtype != torch.float64:
-            self.running_histogram = histogram.to(self.running_histogram.device)
+        for name, buffer in before.items():
+            if buffer is not None and self._buffers[name].dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(self._buffers[name].device)
         return self
 
-    def state(self) -> dict:
+    def _state(self) -> dict:
         return {
             "running_histogram": self.running_histogram,
             "num_updates": self.num_updates,
@@ -127,6 +188,8 @@ class GHMCLoss(_GHMLoss):
         >>> fastloss.GHMCLoss(bins=10, momentum=0.9)(torch.zeros(2, 3), torch.tensor([0, 2]))
         tensor(1.0986)
     """
+
+    ignore_index: int
 
     def __init__(
         self,
@@ -150,7 +213,7 @@ class GHMCLoss(_GHMLoss):
         )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return functional.ghmc_loss(input, target, **self.settings, **self.state())
+        return functional.ghmc_loss(input, target, **self._settings(), **self._state())
 
 
 class SigmoidGHMCLoss(_GHMLoss):
@@ -181,4 +244,4 @@ class SigmoidGHMCLoss(_GHMLoss):
         )
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        return functional.sigmoid_ghmc_loss(input, target, mask, **self.settings, **self.state())
+        return functional.sigmoid_ghmc_loss(input, target, mask, **self._settings(), **self._state())

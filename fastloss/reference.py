@@ -13,6 +13,10 @@ __all__ = [
     "focal_loss",
     "ghmc_loss",
     "gradient_norm_histogram",
+    "linear_cross_entropy",
+    "linear_focal_loss",
+    "linear_ghmc_loss",
+    "poly_loss",
     "sigmoid_focal_loss",
     "sigmoid_ghmc_loss",
 ]
@@ -22,11 +26,11 @@ def cross_entropy(
     input, target, weight=None, *, ignore_index=-100, reduction="mean", label_smoothing=0.0, inplace_backward=False
 ):
     """``(1 - eps) * w[y] * nll + eps / C * sum_k w[k] * (logsumexp(x) - x[k])``: ``F.cross_entropy``, in float32."""
-    nll, valid = _softmax_nll(input, target, ignore_index)
-    row_weight = _row_weight(weight, target, valid, nll)
+    nll, valid = softmax_nll(input, target, ignore_index)
+    row_weight = row_weight_of(weight, target, valid, nll)
     loss = row_weight * nll
     if label_smoothing:
-        class_dim = _class_dim(input)
+        class_dim = class_dim_of(input)
         weighted_nll = -_upcast(input).log_softmax(class_dim)  # [N, C, ...]
         if weight is not None:
             shape = [-1 if dim == class_dim else 1 for dim in range(input.dim())]
@@ -38,9 +42,16 @@ def cross_entropy(
 
 def focal_loss(input, target, weight=None, *, gamma=2.0, ignore_index=-100, reduction="mean", inplace_backward=False):
     """``w[y] * q**gamma * nll``."""
-    nll, valid = _softmax_nll(input, target, ignore_index)
-    row_weight = _row_weight(weight, target, valid, nll)
+    nll, valid = softmax_nll(input, target, ignore_index)
+    row_weight = row_weight_of(weight, target, valid, nll)
     return _reduce(row_weight * _one_minus_p(nll) ** gamma * nll, row_weight.sum(), reduction)
+
+
+def poly_loss(input, target, weight=None, *, epsilon=1.0, ignore_index=-100, reduction="mean", inplace_backward=False):
+    """``w[y] * (nll + epsilon * q)``."""
+    nll, valid = softmax_nll(input, target, ignore_index)
+    row_weight = row_weight_of(weight, target, valid, nll)
+    return _reduce(row_weight * (nll + epsilon * _one_minus_p(nll)), row_weight.sum(), reduction)
 
 
 def ghmc_loss(
@@ -59,8 +70,11 @@ def ghmc_loss(
     inplace_backward=False,
 ):
     """``beta[bin(q)] * nll`` with ``beta[b] = N / (n * R[b])``; beta is a constant of the backward pass."""
-    state = (momentum, normalizer, bias_correction, running_histogram, num_updates, training)
-    return _softmax_ghmc(input, target, lambda counts: _ghm_bin_weight(counts, *state), bins, ignore_index, reduction)
+    nll, valid = softmax_nll(input, target, ignore_index)
+    bin_index = _bin_index(_one_minus_p(nll), bins)
+    counts = _histogram(bin_index, valid, bins)
+    beta = ghm_bin_weight(counts, momentum, normalizer, bias_correction, running_histogram, num_updates, training)
+    return weighted_nll(nll, valid, beta[bin_index], reduction)
 
 
 def sigmoid_focal_loss(input, target, *, alpha=0.25, gamma=2.0, reduction="none", inplace_backward=False):
@@ -91,17 +105,21 @@ def sigmoid_ghmc_loss(
     inplace_backward=False,
 ):
     """``beta[bin(g)] * bce(x, t)`` with ``g = |sigmoid(x) - t|`` over the decisions with ``mask > 0``."""
-    state = (momentum, normalizer, bias_correction, running_histogram, num_updates, training)
-    return _sigmoid_ghmc(input, target, mask, lambda counts: _ghm_bin_weight(counts, *state), bins, reduction)
+    nll, valid = sigmoid_nll(input, target, mask)
+    bin_index = _bin_index((_upcast(input).sigmoid() - target.to(nll.dtype)).abs(), bins)
+    counts = _histogram(bin_index, valid, bins)
+    beta = ghm_bin_weight(counts, momentum, normalizer, bias_correction, running_histogram, num_updates, training)
+    # As mmdetection has it: a batch without any valid decision has the mean 0, not nan.
+    return weighted_nll(nll, valid, beta[bin_index], reduction, fewest=1)
 
 
 def gradient_norm_histogram(input, target, *, bins=10, ignore_index=-100):
     """``counts[b]`` = number of decisions with ``min(floor(q * bins), bins - 1) == b``; int64 [bins]."""
-    nll, valid = _softmax_nll(input, target, ignore_index)
+    nll, valid = softmax_nll(input, target, ignore_index)
     return _histogram(_bin_index(_one_minus_p(nll), bins), valid, bins)
 
 
-def _class_dim(input):
+def class_dim_of(input):
     return 0 if input.dim() == 1 else 1
 
 
@@ -110,13 +128,25 @@ def _upcast(input):
     return input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
 
 
-def _softmax_nll(input, target, ignore_index):
+def softmax_nll(input, target, ignore_index):
     """``(nll, valid)``, both of target's shape; an ignored row has nll 0 and no gradient."""
-    class_dim = _class_dim(input)
+    class_dim = class_dim_of(input)
     valid = target != ignore_index
     index = torch.where(valid, target, 0).long().unsqueeze(class_dim)
     nll = -_upcast(input).log_softmax(class_dim).gather(class_dim, index).squeeze(class_dim)
     return torch.where(valid, nll, 0), valid
+
+
+def sigmoid_nll(input, target, mask):
+    """``(nll, valid)``, both of input's shape; where mask is not > 0 nll is 0 and without gradient."""
+    x = _upcast(input)
+    valid = torch.ones_like(x, dtype=torch.bool) if mask is None else mask > 0
+    return torch.where(valid, _bce(x, target.to(x.dtype)), 0), valid
+
+
+def weighted_nll(nll, valid, beta, reduction, fewest=0):
+    """GHM-C once the weight of each decision is known. fewest: what "mean" divides by at least."""
+    return _reduce(beta.to(nll.dtype) * nll, valid.sum().clamp(min=fewest), reduction)
 
 
 def _bce(x, t):
@@ -130,23 +160,7 @@ def _one_minus_p(nll):
     return -torch.expm1(-nll.clamp(torch.finfo(nll.dtype).tiny, 100))
 
 
-def _softmax_ghmc(input, target, bin_weight_of, bins, ignore_index, reduction):
-    """bin_weight_of: counts [bins] -> beta [bins]."""
-    nll, valid = _softmax_nll(input, target, ignore_index)
-    bin_index = _bin_index(_one_minus_p(nll), bins)
-    beta = bin_weight_of(_histogram(bin_index, valid, bins)).to(nll.dtype)
-    return _reduce(valid * beta[bin_index] * nll, valid.sum(), reduction)
-
-
-def _sigmoid_ghmc(input, target, mask, bin_weight_of, bins, reduction):
-    x, t = _upcast(input), target.to(_upcast(input).dtype)
-    valid = torch.ones_like(x, dtype=torch.bool) if mask is None else mask > 0
-    bin_index = _bin_index((x.sigmoid() - t).abs(), bins)
-    beta = bin_weight_of(_histogram(bin_index, valid, bins)).to(x.dtype)
-    return _reduce(beta[bin_index] * torch.where(valid, _bce(x, t), 0), valid.sum().clamp(min=1), reduction)
-
-
-def _row_weight(weight, target, valid, nll):
+def row_weight_of(weight, target, valid, nll):
     if weight is None:
         return valid.to(nll.dtype)
     return torch.where(valid, weight.to(nll.dtype)[torch.where(valid, target, 0).long()], 0)
@@ -173,7 +187,7 @@ def _histogram(bin_index, valid, bins):
 
 
 @torch.no_grad()
-def _ghm_bin_weight(counts, momentum, normalizer, bias_correction, running_histogram, num_updates, training):
+def ghm_bin_weight(counts, momentum, normalizer, bias_correction, running_histogram, num_updates, training):
     """beta [bins], float64. With momentum and training, updates the running statistics in place."""
     nonempty = counts > 0
     histogram = counts.double()  # S_b: what divides N
@@ -187,3 +201,66 @@ def _ghm_bin_weight(counts, momentum, normalizer, bias_correction, running_histo
         histogram = torch.where(num_updates > 0, running_histogram / correction, histogram)
     n = nonempty.sum() if normalizer == "nonempty" else counts.numel()
     return torch.where(nonempty, counts.sum() / (n * histogram), 0)
+
+
+def linear_cross_entropy(
+    input,
+    linear_weight,
+    target,
+    *,
+    linear_bias=None,
+    weight=None,
+    ignore_index=-100,
+    reduction="mean",
+    label_smoothing=0.0,
+):
+    """Cross entropy of ``input @ linear_weight.T + linear_bias``."""
+    settings = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+    return _of_rows(cross_entropy, input, linear_weight, linear_bias, target, weight=weight, **settings)
+
+
+def linear_focal_loss(
+    input,
+    linear_weight,
+    target,
+    *,
+    linear_bias=None,
+    weight=None,
+    gamma=2.0,
+    ignore_index=-100,
+    reduction="mean",
+):
+    """Focal loss of ``input @ linear_weight.T + linear_bias``."""
+    settings = {"gamma": gamma, "ignore_index": ignore_index, "reduction": reduction}
+    return _of_rows(focal_loss, input, linear_weight, linear_bias, target, weight=weight, **settings)
+
+
+def linear_ghmc_loss(
+    input,
+    linear_weight,
+    target,
+    *,
+    linear_bias=None,
+    bins=10,
+    momentum=0.0,
+    normalizer="nonempty",
+    bias_correction=True,
+    running_histogram=None,
+    num_updates=None,
+    training=True,
+    ignore_index=-100,
+    reduction="mean",
+):
+    """GHM-C of ``input @ linear_weight.T + linear_bias``."""
+    settings = {"bins": bins, "momentum": momentum, "normalizer": normalizer, "bias_correction": bias_correction}
+    state = {"running_histogram": running_histogram, "num_updates": num_updates, "training": training}
+    settings |= {"ignore_index": ignore_index, "reduction": reduction}
+    return _of_rows(ghmc_loss, input, linear_weight, linear_bias, target, **settings, **state)
+
+
+def _of_rows(function, input, linear_weight, linear_bias, target, **settings):
+    """Classes last, as a linear layer has them."""
+    logits = F.linear(input, linear_weight, linear_bias)
+    return function(logits.reshape(-1, logits.shape[-1]), target.flatten(), **settings).reshape(
+        target.shape if settings["reduction"] == "none" else ()
+    )

@@ -8,6 +8,7 @@ import torch
 
 import fastloss
 from fastloss import reference
+from fastloss.autograd import schedule_of
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 REDUCTIONS = ["none", "mean", "sum"]
@@ -20,6 +21,7 @@ SOFTMAX_LOSSES = {
     "smoothing": ("cross_entropy", {"label_smoothing": 0.1}, True),
     "focal_2": ("focal_loss", {"gamma": 2.0}, True),
     "focal_0.7": ("focal_loss", {"gamma": 0.7}, True),
+    "poly": ("poly_loss", {"epsilon": 2.0}, True),
     "ghmc": ("ghmc_loss", {"bins": 10}, False),
     "ghmc_paper": ("ghmc_loss", {"bins": 3, "normalizer": "bins"}, False),
 }
@@ -30,6 +32,22 @@ SIGMOID_LOSSES = {
     "ghmc": ("sigmoid_ghmc_loss", {"bins": 10}),
     "ghmc_paper": ("sigmoid_ghmc_loss", {"bins": 3, "normalizer": "bins"}),
 }
+
+
+def first_wide() -> int:
+    """From how many classes on the kernels walk a row of them, where the classes lie side by side; else they walk
+    several decisions at a time."""
+
+    def walks_rows(classes):
+        x = torch.zeros(2, classes, requires_grad=True)
+        return "rows" in schedule_of(fastloss.cross_entropy, x, torch.zeros(2, dtype=torch.int64))
+
+    return next(classes for classes in range(1, 2**16) if walks_rows(classes))
+
+
+# The widest rows that go several at a time, and wider ones that fill no whole number of vectors.
+NARROW = first_wide() - 1
+WIDE = NARROW + 20
 
 
 def differentiate(function, input, *args, grad_output=None, **settings):

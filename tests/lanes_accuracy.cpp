@@ -1,11 +1,9 @@
-// Measures the maths of csrc/cpu/lanes.h and csrc/losses.h against double precision. Compiled by test_lanes.py, once
-// per instruction set.
+// Measures the mathematics of csrc/cpu/kernels and csrc/losses against double precision. Compiled by test_lanes.py,
+// once per instruction set.
 //
 // Usage: lanes_accuracy STRIDE: every STRIDE-th float32 of each documented range; 1 is all of them. Prints a line for
 // each function, "name setting ULP argument" (the largest error in units in the last place of the float nearest to the
 // truth, and where) or "name wrong argument" for the first result that is not what the function promises.
-#include <immintrin.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -13,17 +11,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <mutex>
 #include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
-namespace FASTLOSS_NAMESPACE {
-#include "lanes.h"
-}
-#include "../losses.h"
+#include "losses.h"
+#include "storage.h"
 using namespace FASTLOSS_NAMESPACE;
 
 template <class To, class From>

@@ -39,10 +39,53 @@ def test_every_loss(loss, device):
             torch.testing.assert_close(compiled(x), function(x))
 
 
-@pytest.mark.parametrize("loss", ["smoothing", "ghmc", "sigmoid_focal"])
-def test_inductor(loss, device):
-    x, function = make(loss, torch.float32, device)
-    assert_same(differentiate(torch.compile(function, fullgraph=True), x), differentiate(function, x))
+MODULES = {
+    "CrossEntropyLoss": {"label_smoothing": 0.1},
+    "FocalLoss": {},
+    "GHMCLoss": {"momentum": 0.9},
+    "SigmoidFocalLoss": {"reduction": "mean"},
+    "SigmoidGHMCLoss": {"momentum": 0.9},
+}
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("name", MODULES)
+def test_inductor(name, inplace, device):
+    """A module's training steps, and the validation between them, which wants no gradient."""
+    eager, traced = (getattr(fastloss, name)(**MODULES[name], inplace_backward=inplace).to(device) for _ in range(2))
+    compiled = torch.compile(lambda x, target: traced(x * 2, target), fullgraph=True)
+    x, target = (make_sigmoid if name.startswith("Sigmoid") else make_softmax)((20, 7), device=device)
+    for training in (True, False, True):
+        eager.train(training), traced.train(training)
+        if training:
+            assert_same(*(differentiate(f, x, target) for f in (compiled, lambda x, t: eager(x * 2, t))))
+        else:
+            with torch.no_grad():
+                torch.testing.assert_close(compiled(x, target), eager(x * 2, target))
+        for got, expected in zip(traced.buffers(), eager.buffers(), strict=True):
+            assert torch.equal(got, expected)
+
+
+def test_inductor_without_a_gradient(device):
+    """The functions themselves, under no_grad and with logits that want none."""
+    for loss in LOSSES:
+        name, options, *_ = LOSSES[loss]
+        x, target = (make_sigmoid if loss.startswith("sigmoid") else make_softmax)((20, 7), device=device)
+        function = getattr(fastloss, name)
+        with torch.no_grad():
+            got = torch.compile(function, fullgraph=True)(x.requires_grad_(), target, **options)
+        torch.testing.assert_close(got, function(x.detach(), target, **options))
+
+
+def test_an_ignored_decision_has_no_gradient(device):
+    """Also where the compiler multiplies by what comes from above."""
+    x, target = make_softmax((20, 7), device=device, ignored=0.5)
+
+    def function(x):
+        return torch.where(target >= 0, fastloss.cross_entropy(x, target, reduction="none").sqrt(), 0)
+
+    _, grad = differentiate(torch.compile(function, fullgraph=True, backend="aot_eager"), x)
+    assert grad[target < 0].eq(0).all() and grad.isfinite().all()
 
 
 def test_dynamic_shapes(device):

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import IGNORE, REDUCTIONS, differentiate, make_softmax
+from cases import IGNORE, REDUCTIONS, WIDE, differentiate, make_softmax
 
 import fastloss
 
@@ -16,7 +16,7 @@ INF, NAN = float("inf"), float("nan")
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_equals_torch(reduction, smoothing, weighted, device):
-    for shape, dtype in itertools.product([(40, 11), (9, 300), (5,), (3, 7, 4, 5)], [torch.float32, torch.float64]):
+    for shape, dtype in itertools.product([(40, 11), (9, WIDE), (5,), (3, 7, 4, 5)], [torch.float32, torch.float64]):
         x, target = make_softmax(shape, dtype, device)
         weight = torch.rand(shape[min(len(shape) - 1, 1)], device=device, dtype=dtype) if weighted else None
         settings = {"weight": weight, "reduction": reduction, "label_smoothing": smoothing}
@@ -80,7 +80,7 @@ EXTREME_ROWS = [
 ]
 
 
-@pytest.mark.parametrize("classes", [4, 150])
+@pytest.mark.parametrize("classes", [4, WIDE])
 def test_extreme_logits(classes, device):
     """As torch, in every lane and schedule: the rows are surrounded by ordinary ones."""
     rows = torch.tensor([row for row, _ in EXTREME_ROWS])
@@ -95,7 +95,7 @@ def test_extreme_logits(classes, device):
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "focal_loss", "ghmc_loss"])
-@pytest.mark.parametrize("classes", [3, 150])
+@pytest.mark.parametrize("classes", [3, WIDE])
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 def test_ignored_decisions_with_bad_logits(bad, classes, name, device):
     """An ignored decision contributes nothing, whatever its logits: 0 * nan is not 0."""
@@ -124,7 +124,7 @@ def test_smoothing_leaves_ignored_decisions_alone(device):
 @pytest.mark.parametrize(
     "name, settings", [("focal_loss", {"gamma": 0.7}), ("focal_loss", {"gamma": 2}), ("ghmc_loss", {})]
 )
-@pytest.mark.parametrize("classes", [4, 150])
+@pytest.mark.parametrize("classes", [4, WIDE])
 def test_a_nan_logit_spoils_its_own_decision_only(classes, name, settings, device):
     """Never silently a number: its loss and its whole gradient are nan."""
     x, target = make_softmax((37, classes), device=device, ignored=0)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import SIGMOID_LOSSES, SOFTMAX_LOSSES, differentiate, make_sigmoid, make_softmax
+from cases import IGNORE, NARROW, SIGMOID_LOSSES, SOFTMAX_LOSSES, WIDE, differentiate, make_sigmoid, make_softmax
 
 import fastloss
 
@@ -26,7 +26,7 @@ def run(loss, x, target):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_any_number_of_threads(loss, threads):
     for dtype in (torch.float32, torch.float16):
-        for shape in [(5_003, 11), (3, 7, 20, 41), (60, 700), (3, 9_001)]:
+        for shape in [(5_003, 11), (3, 7, 20, 41), (60, WIDE + 500), (3, 9_001)]:
             threads(1)
             x, target = (make_sigmoid if loss.startswith("sigmoid") else make_softmax)(shape, dtype)
             expected = run(loss, x, target)
@@ -45,12 +45,22 @@ def test_run_to_run(loss, device):
 
 def test_rows_do_not_depend_on_their_neighbours():
     """A decision's loss and gradient have the same bits wherever in a batch it lies."""
-    for classes in (11, 200):
+    for classes in (11, NARROW, WIDE):
         x, target = make_softmax((64, classes), ignored=0)
         _, whole = differentiate(fastloss.focal_loss, x, target, reduction="sum")
         for start in range(1, 20):
             _, part = differentiate(fastloss.focal_loss, x[start:], target[start:], reduction="sum")
             assert torch.equal(part, whole[start:])
+
+
+def test_ignored_neighbours_change_nothing():
+    """Nor do they depend on whether the decisions around it are ignored."""
+    for classes in (11, NARROW, WIDE, 1000):
+        x, target = make_softmax((2000, classes), ignored=0)
+        _, whole = differentiate(fastloss.cross_entropy, x, target, reduction="sum")
+        some = torch.rand(2000) < 0.3
+        _, part = differentiate(fastloss.cross_entropy, x, target.where(~some, IGNORE), reduction="sum")
+        assert torch.equal(part[~some], whole[~some]) and not part[some].any()
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -6,12 +6,16 @@ import pytest
 import torch
 from cases import (
     DTYPES,
+    IGNORE,
+    NARROW,
     REDUCTIONS,
     SIGMOID_LOSSES,
     SOFTMAX_LOSSES,
+    WIDE,
     at_offset,
     check,
     clear_of_bin_edges,
+    differentiate,
     ignore_bin_edges,
     layouts,
     make_sigmoid,
@@ -20,8 +24,10 @@ from cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-# Around the vector widths 4, 8, 16, the tile-to-row switch at 128, and whole blocks.
-CLASSES = [1, 2, 3, 7, 11, 16, 17, 31, 33, 64, 100, 129, 200, 1000, 5003]
+import fastloss
+
+# Around the vector widths 4, 8, 16, where rows go one at a time, and whole blocks.
+CLASSES = [1, 2, 3, 7, 11, 16, 17, 31, 33, 64, 100, NARROW, NARROW + 1, WIDE, 1000, 5003]
 DECISIONS = [0, 1, 3, 15, 16, 17, 100]
 ND_SHAPES = [
     (5,),
@@ -30,7 +36,7 @@ ND_SHAPES = [
     (2, 3, 5),
     (3, 11, 4, 5),
     (2, 7, 1, 3, 2),
-    (4, 200, 3),
+    (4, WIDE, 3),
     (2, 4, 17, 33),
     (0, 3, 4),
     (2, 3, 0),
@@ -71,11 +77,11 @@ def test_softmax_shapes(loss, dtype, device):
 @pytest.mark.parametrize("loss", SOFTMAX_LOSSES)
 def test_softmax_layouts(loss, dtype, device):
     turn = itertools.count()
-    for shape in [(35, 11), (18, 150), (3, 11, 5, 7), (2, 130, 3, 6), (3, 5, 2, 3, 4), (40, 1)]:
+    for shape in [(35, 11), (18, NARROW), (18, WIDE), (3, 11, 5, 7), (2, WIDE, 3, 6), (3, 5, 2, 3, 4), (40, 1)]:
         x, target = make_softmax(shape, dtype, device)
         for _, view in layouts(x):
             softmax_check(loss, view, target, REDUCTIONS[next(turn) % 3], weighted=True)
-    for shape in [(20, 11), (7, 150)]:  # one row, or one class, for all
+    for shape in [(20, 11), (7, WIDE)]:  # one row, or one class, for all
         x, target = make_softmax(shape, dtype, device)
         for view in (x[:1].expand(shape), x[:, :1].expand(shape), x[:1, :1].expand(shape)):
             softmax_check(loss, view, target, REDUCTIONS[next(turn) % 3], weighted=True)
@@ -83,9 +89,28 @@ def test_softmax_layouts(loss, dtype, device):
 
 @pytest.mark.parametrize("loss", SOFTMAX_LOSSES)
 def test_softmax_alignments(loss, device):
-    for dtype, shape, offset in itertools.product(DTYPES, [(37, 11), (19, 16), (5, 133)], range(17)):
+    for dtype, shape, offset in itertools.product(DTYPES, [(37, 11), (19, 16), (5, WIDE)], range(17)):
         x, target = make_softmax(shape, dtype, device)
         softmax_check(loss, at_offset(x, offset), target, REDUCTIONS[offset % 3], weighted=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("loss", SOFTMAX_LOSSES)
+def test_hopeless_and_certain_predictions(loss, dtype, device):
+    """Targets whose probability is far below the smallest float, and others that are as good as 1: the gradient of such
+    a target's class is -1, and 0, in every layout."""
+    turn = itertools.count()
+    for shape in [(37, 11), (19, WIDE), (2, 11, 5, 7), (2, WIDE, 3, 6)]:
+        x, target = make_softmax(shape, dtype, device, scale=1.0)
+        at = target.clamp(min=0).unsqueeze(1)
+        hopeless = torch.rand(at.shape, device=device) < 0.5
+        x.scatter_(1, at, torch.where(hopeless, -150.0, 150.0).to(dtype))
+        for _, view in layouts(x):
+            softmax_check(loss, view, target, REDUCTIONS[next(turn) % 3], weighted=True)
+        _, grad = differentiate(fastloss.cross_entropy, x, target, reduction="sum")
+        picked = grad.gather(1, at)[(target != IGNORE).unsqueeze(1)].double()
+        expected = -hopeless[(target != IGNORE).unsqueeze(1)].double()
+        torch.testing.assert_close(picked, expected, rtol=0, atol=1e-6)
 
 
 def test_strided_targets_and_weights(device):
@@ -143,7 +168,7 @@ def test_sigmoid(loss, dtype, soft, device):
 @st.composite
 def random_views(draw):
     """Logits of random shape, dimension order in memory, steps, gaps and alignment, with their target."""
-    sizes = [draw(st.integers(1, 9)), draw(st.sampled_from([1, 2, 5, 11, 16, 19, 140]))]
+    sizes = [draw(st.integers(1, 9)), draw(st.sampled_from([1, 2, 5, 11, 16, 19, NARROW, WIDE]))]
     sizes += draw(st.lists(st.integers(1, 5), max_size=3))
     dtype = draw(st.sampled_from(DTYPES))
     torch.manual_seed(draw(st.integers(0, 2**31)))

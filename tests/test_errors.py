@@ -72,6 +72,7 @@ SIGMOID = [
     ({"target": zeros(4, 3, dtype=torch.complex64)}, r"target has dtype ComplexFloat"),
 ]
 GAMMA = [({"gamma": value}, r"gamma is .*, but should be in \[0, 16\]") for value in (-1.0, -1e-9, 16.5, NAN)]
+EPSILON = [({"epsilon": value}, r"epsilon is .*, but should be in \[-1, 10000\]") for value in (-1.1, 1e5, NAN)]
 SMOOTHING = [
     ({"label_smoothing": value}, r"label_smoothing is .*, but should be in \[0, 1\]") for value in (1.5, -0.1, NAN)
 ]
@@ -97,12 +98,13 @@ ALPHA = [({"alpha": value}, r"alpha is .*, but should be in") for value in (1.5,
 VALUE_ERRORS = {
     "cross_entropy": INPUTS + SOFTMAX + WEIGHTS + SMOOTHING,
     "focal_loss": INPUTS + SOFTMAX + WEIGHTS + GAMMA,
+    "poly_loss": INPUTS + SOFTMAX + WEIGHTS + EPSILON,
     "ghmc_loss": INPUTS + SOFTMAX + GHM,
     "sigmoid_focal_loss": INPUTS + SIGMOID + GAMMA + ALPHA,
     "sigmoid_ghmc_loss": INPUTS + SIGMOID + GHM + MASKS,
 }
 CASES = [(name, change, ValueError, words) for name, cases in VALUE_ERRORS.items() for change, words in cases]
-for name in ("cross_entropy", "focal_loss", "ghmc_loss"):
+for name in ("cross_entropy", "focal_loss", "poly_loss", "ghmc_loss"):
     CASES += [(name, change, IndexError, words) for change, words in OUT_OF_RANGE]
 
 
@@ -152,7 +154,7 @@ def test_target_out_of_range_far_into_a_batch():
 def test_types_are_refused_by_name():
     """What no overload takes is refused by torch, which names the argument."""
     x, target = softmax_arguments().values()
-    for name, value in (("reduction", None), ("label_smoothing", "much"), ("ignore_index", 1.5)):
+    for name, value in (("label_smoothing", "much"), ("ignore_index", 1.5)):
         with pytest.raises((RuntimeError, TypeError), match=name):
             fastloss.cross_entropy(x, target, **{name: value})
 

@@ -15,6 +15,7 @@ MODULES = {
     "CrossEntropyLoss": ("cross_entropy", {"label_smoothing": 0.1, "ignore_index": 3, "reduction": "sum"}),
     "FocalLoss": ("focal_loss", {"gamma": 0.7, "ignore_index": 3, "reduction": "none"}),
     "GHMCLoss": ("ghmc_loss", {"bins": 7, "normalizer": "bins", "ignore_index": 3, "reduction": "sum"}),
+    "PolyLoss": ("poly_loss", {"epsilon": 2.0, "ignore_index": 3, "reduction": "sum"}),
     "SigmoidFocalLoss": ("sigmoid_focal_loss", {"alpha": 0.6, "gamma": 0.7, "reduction": "mean"}),
     "SigmoidGHMCLoss": ("sigmoid_ghmc_loss", {"bins": 7, "normalizer": "bins", "reduction": "none"}),
 }
@@ -35,7 +36,7 @@ def test_equals_the_function(module, device):
     for options in ({}, settings):
         got = differentiate(lambda x, o=options: getattr(fastloss, module)(**o)(x, target).sum(), x)
         assert all(map(torch.equal, got, differentiate(lambda x, o=options: function(x, target, **o).sum(), x)))
-    if module in ("CrossEntropyLoss", "FocalLoss"):
+    if module in ("CrossEntropyLoss", "FocalLoss", "PolyLoss"):
         weight = torch.rand(5, device=device)
         got = getattr(fastloss, module)(weight, **settings)(x, target)
         assert torch.equal(got, function(x, target, weight, **settings))
@@ -62,9 +63,44 @@ def test_shows_its_settings(module):
     assert all(f"{name}={value!r}" in text for name, value in settings.items())
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_attributes_are_the_settings(module, device):
+    """As in torch.nn: what is assigned to a module is what its next call takes."""
+    name, settings = MODULES[module]
+    x, target = make(module, device)
+    target = target if module.startswith("Sigmoid") else target.clamp(min=0)
+    changed = getattr(fastloss, module)()
+    for setting, value in settings.items():
+        setattr(changed, setting, value)
+        assert getattr(changed, setting) == value
+    assert torch.equal(changed(x, target), getattr(fastloss, name)(x, target, **settings))
+    with pytest.raises(AttributeError):
+        changed.no_such_setting  # noqa: B018
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_symbolic_trace(module, device):
+    """torch.fx sees one call of the public function, as it sees one of torch.nn.functional.cross_entropy."""
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loss = getattr(fastloss, module)(**MODULES[module][1])
+
+        def forward(self, x, target):
+            return self.loss(x * 2, target)
+
+    x, target = make(module, device)
+    target = target if module.startswith("Sigmoid") else target.clamp(min=0)
+    model = Model()
+    traced = torch.fx.symbolic_trace(model)
+    assert getattr(fastloss, MODULES[module][0]) in [node.target for node in traced.graph.nodes]
+    assert torch.equal(traced(x, target), model(x, target))
+
+
 def test_class_weights_are_a_buffer(device):
     weight = torch.rand(5)
-    for cls in (fastloss.CrossEntropyLoss, fastloss.FocalLoss):
+    for cls in (fastloss.CrossEntropyLoss, fastloss.FocalLoss, fastloss.PolyLoss):
         module = cls(weight).to(device)
         assert torch.equal(module.state_dict()["weight"].cpu(), weight) and not list(module.parameters())
         x, target = make_softmax((30, 5), device=device)
@@ -109,6 +145,8 @@ def test_the_histogram_stays_float64(cls, device):
         lambda: network.to(torch.float16),
         lambda: network.to(device, torch.bfloat16),
         lambda: network.to("cpu").to(device),
+        lambda: network.type(torch.float32),
+        lambda: network.type(torch.bfloat16),
     ):
         convert()
         assert module.running_histogram.dtype == torch.float64 and module.num_updates.dtype == torch.int64

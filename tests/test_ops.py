@@ -1,9 +1,15 @@
 """The ops as torch sees them: schemas, fake tensors and registrations, by torch.library.opcheck."""
 
+import contextlib
+import ctypes
+import gc
 import itertools
 
+import pytest
 import torch
 from cases import DTYPES, make_sigmoid, make_softmax
+
+from fastloss.autograd import OPS
 
 ops = torch.ops.fastloss
 
@@ -12,46 +18,123 @@ def state(device):
     return torch.zeros(10, dtype=torch.float64, device=device), torch.zeros(10, dtype=torch.int64, device=device)
 
 
+class Mallinfo2(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
+    ]
+
+
+# The numbers of losses/params.h: reductions, and GHM-C's normalizers.
+NONE, MEAN, SUM = range(3)
+NONEMPTY, BINS = range(2)
+
+
 def samples(shape, dtype, device):
-    """(op, its arguments); the gradient is None or a tensor of the logits' shape and strides."""
+    """(loss, arguments that follow input and are those of its schema)."""
     x, target = make_softmax(shape, dtype, device)
     weight = torch.rand(shape[min(len(shape) - 1, 1)], device=device)
-    ghm = (10, 0.9, "nonempty", True, True, -100)
-    for grad in (None, torch.empty_like(x)):
-        yield ops.cross_entropy, (x, grad, target, weight, -100, "mean", 0.1, 1.0)
-        yield ops.cross_entropy, (x, grad, target, None, -100, "none", 0.0, 1.0)
-        yield ops.focal_loss, (x, grad, target, weight, -100, "sum", 2.0, 4096.0)
-        yield ops.ghmc_loss, (x, grad, target, *state(device), *ghm, "mean", 1.0)
-        yield ops.ghmc_loss, (x, grad, target, None, None, 7, 0.0, "bins", True, True, -100, "none", 1.0)
-    yield ops.gradient_norm_histogram, (x, target, 10, -100)
+    ghm = (10, 0.9, NONEMPTY, True, True)
+    yield ops.cross_entropy, x, (target, weight, 0.1, -100, MEAN)
+    yield ops.cross_entropy, x, (target, None, 0.0, -100, NONE)
+    yield ops.focal_loss, x, (target, weight, 2.0, -100, SUM)
+    yield ops.poly_loss, x, (target, weight, 2.0, -100, MEAN)
+    yield ops.ghmc_loss, x, (target, *state(device), *ghm, -100, MEAN)
+    yield ops.ghmc_loss, x, (target, None, None, 7, 0.0, BINS, True, True, -100, NONE)
     x, target = make_sigmoid(shape, dtype, device)
-    for grad in (None, torch.empty_like(x)):
-        yield ops.sigmoid_focal_loss, (x, grad, target, 0.25, 2.0, "none", 1.0)
-        yield ops.sigmoid_focal_loss, (x, grad, target.to(dtype), -1.0, 0.7, "mean", 1.0)
-        mask, settings = target > 0.5, (10, 0.9, "nonempty", True, True, "mean", 1.0)
-        yield ops.sigmoid_ghmc_loss, (x, grad, target, mask, *state(device), *settings)
-        yield ops.sigmoid_ghmc_loss, (x, grad, target, None, None, None, 7, 0.0, "bins", True, True, "none", 1.0)
+    mask = target > 0.5
+    yield ops.sigmoid_focal_loss, x, (target, 0.25, 2.0, NONE)
+    yield ops.sigmoid_focal_loss, x, (target.to(dtype), -1.0, 0.7, MEAN)
+    yield ops.sigmoid_ghmc_loss, x, (target, mask, *state(device), *ghm, MEAN)
+    yield ops.sigmoid_ghmc_loss, x, (target, None, None, None, 7, 0.0, BINS, True, True, NONE)
+
+
+def calls(shape, dtype, device):
+    """(op, its arguments): every overload of every loss, and the ops beside them."""
+    for loss, x, arguments in samples(shape, dtype, device):
+        yield loss.default, (x, *arguments)
+        yield loss.with_grad, (x, *arguments)
+    x, target = make_softmax(shape, dtype, device)
+    yield ops.gradient_norms.default, (x, target, 10, -100)
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    scale = torch.full((1,), 4.0, device=device)
+    for grad_output in (torch.tensor(3.0, device=device), torch.rand(target.shape, dtype=compute, device=device)):
+        yield ops.scale_gradient.default, (x, grad_output, None)
+        yield ops.scale_gradient.default, (x, grad_output, scale)
+        yield ops.scale_gradient.inplace, (x, grad_output, scale)
+    x, target = make_sigmoid(shape, dtype, device)
+    yield ops.sigmoid_gradient_norms.default, (x, target, target > 0.5, 10)
 
 
 def test_opcheck(device):
-    for op, args in samples((6, 5), torch.float16, device):
-        torch.library.opcheck(op.default, args)
+    for op, args in calls((6, 5), torch.float16, device):
+        torch.library.opcheck(op, args)
 
 
 def test_opcheck_in_place(device):
-    """The gradient may be the logits themselves; shapes and dtypes are inferred the same."""
-    x, target = make_softmax((6, 5), device=device)
-    utils = ("test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(ops.cross_entropy.default, (x, x, target, None, -100, "mean", 0.0, 1.0), test_utils=utils)
-    x, target = make_sigmoid((6, 5), device=device)
-    torch.library.opcheck(ops.sigmoid_focal_loss.default, (x, x, target, 0.25, 2.0, "sum", 1.0), test_utils=utils)
+    """The gradient goes over the logits; shapes and dtypes are inferred the same."""
+    for loss, x, arguments in samples((6, 5), torch.float32, device):
+        torch.library.opcheck(loss.inplace, (x, *arguments))
+
+
+def test_every_loss_is_sampled():
+    sampled = {loss.__name__ for loss, *_ in samples((2, 3), torch.float32, "cpu")}
+    assert sampled == set(OPS)
 
 
 def test_meta_tensors():
-    """Shapes and dtypes without data."""
+    """Shapes, dtypes and strides without data."""
     for dtype, shape in itertools.product(DTYPES, [(6, 5), (2, 3, 4), (5,)]):
-        for op, args in samples(shape, dtype, "cpu"):
+        for op, args in calls(shape, dtype, "cpu"):
             expected = op(*args)
             got = op(*[arg.to("meta") if isinstance(arg, torch.Tensor) else arg for arg in args])
-            for fake, real in zip(*[out if isinstance(out, tuple) else (out,) for out in (got, expected)], strict=True):
+            pairs = [out if isinstance(out, tuple) else (out,) for out in (got, expected) if out is not None]
+            for fake, real in zip(*pairs, strict=True) if pairs else ():
                 assert fake.is_meta and (fake.shape, fake.dtype) == (real.shape, real.dtype)
+                assert fake.stride() == real.stride()
+
+
+def test_enumerations_are_checked():
+    """Python sends the numbers; the ops may be called with anything."""
+    x, target = make_softmax((6, 5))
+    for reduction in (-1, 3, 2**40):
+        with pytest.raises(ValueError, match=rf"reduction is {reduction}, but should be in \[0, 2\]"):
+            ops.cross_entropy(x, target, None, 0.0, -100, reduction)
+    with pytest.raises(ValueError, match=r"normalizer is 2, but should be in \[0, 1\]"):
+        ops.ghmc_loss(x, target, None, None, 10, 0.0, 2, True, True, -100, MEAN)
+
+
+def test_memory_is_given_back():
+    """10,000 calls and as many refused ones leave the heap as it was."""
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = Mallinfo2
+    x, target = make_softmax((6, 5))
+    wrong = torch.full_like(target, 99)
+
+    def call():
+        ops.cross_entropy.with_grad(x, target, None, 0.1, -100, MEAN)
+        for arguments in ((wrong, None, 0.1, -100, MEAN), (target, None, 0.1, -100, 9)):
+            with contextlib.suppress(ValueError, IndexError):
+                ops.cross_entropy.with_grad(x, *arguments)
+
+    def used():
+        gc.collect()
+        return libc.mallinfo2().uordblks
+
+    for _ in range(1000):
+        call()
+    before = used()
+    for _ in range(10_000):
+        call()
+    assert used() - before < 8 * 10_000

@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "csrc/cuda/ops.cu"
 
 # Whose logits lie side by side. The others: targets, a class dimension with strides, gradients with gaps.
-WIDE_READERS = {"scale_dense", "sigmoid_histogram", "sigmoid_loss", "softmax_rows", "softmax_tile"}
-WIDE_WRITERS = WIDE_READERS - {"sigmoid_histogram"}
+WIDE_READERS = {"scale_dense", "scale_strided", "sigmoid_count", "sigmoid_loss", "softmax_rows", "softmax_tile"}
+WIDE_WRITERS = WIDE_READERS - {"sigmoid_count"}
 COUNTS_ONLY = "CountNorms"  # the loss that writes no gradient
 
 
@@ -54,7 +54,7 @@ def compile_report(architecture):
 
     with tempfile.TemporaryDirectory() as folder:
         command = ["nvcc", "-cubin", f"-arch=sm_{architecture.replace('.', '')}", "-std=c++20", "-O3", "-Xptxas=-v"]
-        command += ["--expt-relaxed-constexpr", "-DTORCH_TARGET_VERSION=0x020d000000000000"]
+        command += ["--expt-relaxed-constexpr", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
         command += [f"-I{path}" for path in include_paths()]
         command += ["--keep", f"--keep-dir={folder}", "-o", f"{folder}/ops.cubin", str(SOURCE)]
         result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

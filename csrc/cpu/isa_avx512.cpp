@@ -1,31 +1,7 @@
 // The CPU kernels for AVX-512 (F, BW, DQ, VL).
 #if defined(__x86_64__)
-#include <immintrin.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <memory>
-#include <type_traits>
-#include <utility>
-
-#include "kernels.h"
-
-#if defined(__clang__)
-#pragma clang attribute push(                                                                                     \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512"))), \
-    apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
-#endif
+#define FASTLOSS_ISA avx512
 #define FASTLOSS_LANES 16
-#define FASTLOSS_NAMESPACE fastloss::avx512
-#include "isa.h"
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+#define FASTLOSS_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512"
+#include "kernels/all.h"
 #endif

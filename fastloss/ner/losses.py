@@ -32,6 +32,7 @@ KINDS = {
     "ce": Kind("cross entropy", "CrossEntropyLoss", "#2f7fc1"),
     "lsr": Kind("cross entropy", "CrossEntropyLoss", "#e69f00", {"label_smoothing": 0.1}, "label_smoothing"),
     "focal": Kind("focal", "FocalLoss", "#009e73", {"gamma": 2.0}, "gamma"),
+    "poly": Kind("poly-1", "PolyLoss", "#56b4e9", {"epsilon": 1.0}, "epsilon"),
     "ghmc": Kind("GHM-C", "GHMCLoss", "#d55e00", {"bins": 10}, "bins"),
 }
 # The article's four, and GHM-C with the settings that steady its weights.

@@ -1,7 +1,7 @@
 """The CUDA kernels and their launchers without a GPU: nvcc's own PTX, executed on the CPU by ptxsim.
 
-``FASTLOSS_PTXSIM`` names the folder that holds ptxsim. ``Emulated`` runs a launcher as the torch layer does: torch
-tensors in, parameters as csrc/params.h has them, an uninitialised workspace.
+The emulator is in tools/; ``FASTLOSS_PTXSIM`` names another folder that holds a ptxsim. ``Emulated`` runs a launcher as
+the torch layer does: torch tensors in, parameters as csrc/losses/params.h has them, an uninitialised workspace.
 """
 
 import ctypes as C
@@ -10,13 +10,12 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 
 CSRC = Path(__file__).parents[2] / "csrc"
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
-LOSSES = {"cross_entropy": 0, "focal": 1, "ghmc": 2}
+NORMALIZERS = {"nonempty": 0, "bins": 1}
 MAX_DIMS = 8
 
 # Everything at once that may go wrong in another schedule: late stores, any order of warps and blocks, races.
@@ -38,12 +37,12 @@ class Layout(C.Structure):
 
     @classmethod
     def of(cls, input, grad, class_dim):
-        """As csrc/ops.cpp makes it: the dimensions but class_dim, merged where memory allows."""
+        """As csrc/ops/layout.cpp makes it: the dimensions but class_dim (if any), merged where memory allows."""
         grad = input if grad is None else grad
         dims = []  # size, stride, grad_stride
         for size, stride, grad_stride in zip(input.shape, input.stride(), grad.stride(), strict=True):
             dims.append([size, stride, grad_stride])
-        _, class_stride, grad_class_stride = dims.pop(class_dim)
+        _, class_stride, grad_class_stride = (1, 1, 1) if class_dim is None else dims.pop(class_dim)
         merged = []
         for size, stride, grad_stride in dims:
             if size == 1:
@@ -66,7 +65,7 @@ class GhmState(C.Structure):
         ("num_updates", C.c_void_p),
         ("momentum", C.c_double),
         ("bins", C.c_int32),
-        ("nonempty", C.c_bool),
+        ("normalizer", C.c_int32),
         ("bias_correction", C.c_bool),
         ("training", C.c_bool),
     )
@@ -79,14 +78,14 @@ class SoftmaxParams(C.Structure):
         ("C", C.c_int64),
         ("layout", Layout),
         ("ignore_index", C.c_int64),
-        ("gamma", C.c_double),
-        ("label_smoothing", C.c_double),
-        ("grad_scale", C.c_double),
+        ("parameter", C.c_double),
+        ("stored_scale", C.c_void_p),
         ("ghm", GhmState),
+        ("loss_row", C.c_int32),
+        ("ghmc", C.c_bool),
         ("dtype", C.c_int32),
         ("target_is_int64", C.c_bool),
         ("reduction", C.c_int32),
-        ("kind", C.c_int32),
     )
 
 
@@ -95,21 +94,24 @@ class SigmoidParams(C.Structure):
         *((name, C.c_void_p) for name in ("input", "grad", "target", "mask", "loss", "bin_weight")),
         ("N", C.c_int64),
         ("alpha", C.c_double),
-        ("gamma", C.c_double),
-        ("grad_scale", C.c_double),
+        ("parameter", C.c_double),
+        ("stored_scale", C.c_void_p),
         ("ghm", GhmState),
+        ("loss_row", C.c_int32),
+        ("ghmc", C.c_bool),
         ("dtype", C.c_int32),
         ("target_is_compute_type", C.c_bool),
         ("reduction", C.c_int32),
-        ("kind", C.c_int32),
     )
+
+
+class GradientNorms(C.Structure):
+    _fields_ = (("counts", C.c_void_p), ("bin", C.c_void_p))
 
 
 class ScaleParams(C.Structure):
     _fields_ = (
-        ("grad", C.c_void_p),
-        ("grad_output", C.c_void_p),
-        ("factor", C.c_double),
+        *((name, C.c_void_p) for name in ("grad", "scaled", "grad_output", "stored_scale")),
         ("N", C.c_int64),
         ("C", C.c_int64),
         ("layout", Layout),
@@ -119,12 +121,8 @@ class ScaleParams(C.Structure):
 
 
 def import_ptxsim():
-    """The emulator's module, or None where FASTLOSS_PTXSIM does not name its folder."""
-    folder = os.environ.get("FASTLOSS_PTXSIM")
-    if not folder:
-        return None
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    """The emulator's module. Its library is built at the first import, once per version of its sources."""
+    sys.path.insert(0, os.environ.get("FASTLOSS_PTXSIM") or str(Path(__file__).parents[2] / "tools"))
     return importlib.import_module("ptxsim")
 
 
@@ -154,12 +152,63 @@ def moved_bytes(log):
     return sum(32 * (s.gld_sectors + s.gst_sectors + s.gatom_sectors) for *_, s in log)
 
 
+def kernels(log):
+    """The names of the kernels that were launched."""
+    return [name.split("::")[1].split("<")[0] for name, *_ in log]
+
+
+SOURCE = """
+#include <iterator>
+#include <string>
+#include "{include}"
+using namespace fastloss;
+using Params = {Params};
+extern "C" size_t params_bytes() {{ return sizeof(Params); }}
+extern "C" void limit_blocks(int limit) {{ max_blocks = limit > 0 ? limit : kMaxBlocks; }}
+extern "C" int num_schedules() {{ return int(std::size(kCudaScheduleNames)); }}
+extern "C" const char* schedule_name(size_t code) {{ return kCudaScheduleNames[code]; }}
+"""
+LOSS_SOURCE = (
+    SOURCE
+    + """
+extern "C" size_t scratch_bytes(int32_t bins) {{ return workspace_bytes(bins); }}
+extern "C" int loss_row(const char* name) {{
+  for (int row = 0; row < {Table}::size; ++row) {{
+    if (std::string({Table}::rows[row].name) == name) return row;
+  }}
+  return -1;
+}}
+extern "C" int loss(const Params* params, void* workspace) {{ return launch_{family}_loss(*params, workspace, 0); }}
+extern "C" int gradient_norms(const Params* params, const GradientNorms* norms, void* workspace) {{
+  return launch_{family}_gradient_norms(*params, *norms, workspace, 0);
+}}
+"""
+)
+
+
 class Emulated:
     """A .cuh's launchers, given extern "C" entry points in ``source``. Functions return a cudaError_t."""
 
-    def __init__(self, ptxsim, source, **options):
+    def __init__(self, ptxsim, source, Params):
         self.ptxsim = ptxsim
-        self.lib = ptxsim.HostLib(source, arch="sm_80", includes=[str(CSRC / "cuda")], std="c++20", **options)
+        includes, flags = [str(CSRC / "cuda")], ["--expt-relaxed-constexpr"]
+        self.lib = ptxsim.HostLib(source, arch="sm_80", includes=includes, flags=flags, std="c++20")
+        self.host = self.lib.lib
+        assert self.host.params_bytes() == C.sizeof(Params), f"{Params.__name__} is not csrc/losses/params.h's"
+        self.host.schedule_name.restype = C.c_char_p
+
+    def limit_blocks(self, limit):
+        """The grid of later launches has at most so many blocks, so that small batches loop too. None: as users get."""
+        self.host.limit_blocks(limit or 0)
+
+    def schedule(self, params):
+        """The name of the path that a call takes."""
+        return self.host.schedule_name(C.c_size_t(self.host.schedule_code(C.byref(params)))).decode()
+
+    def schedule_names(self, family):
+        """All paths of softmax, sigmoid or scale."""
+        names = [self.host.schedule_name(C.c_size_t(code)).decode() for code in range(self.host.num_schedules())]
+        return {name for name in names if name.split()[1] == family}
 
     def call(self, name, *args, outputs=(), memories=(), **options):
         """Runs an entry point; returns its launches. The device sees the memory of these tensors and no more.
@@ -169,58 +218,38 @@ class Emulated:
         self.lib.options.clear()
         self.lib.options.update(options)
         self.lib.log.clear()
-        arrays = [self.ptxsim.Out(memory(t)) for t in outputs]
-        arrays += [m if isinstance(m, self.ptxsim.Out) else memory(m) for m in memories]
-        error = self.lib.call(name, *args, *[a for a in arrays if np.asarray(getattr(a, "arr", a)).size])
+        arrays = [self.ptxsim.Out(memory(t)) for t in outputs if t is not None and t.numel()]
+        arrays += [memory(t) for t in memories if t is not None and t.numel()]
+        error = self.lib.call(name, *args, *arrays)
         assert error == 0, f"{name} returned cudaError_t {error}"
         return list(self.lib.log)
 
-    def workspace(self, num_bytes):
-        """Uninitialised device memory: reading it before it is written is an error. Aligned, as torch allocates it."""
-        return self.ptxsim.Out(torch.zeros(num_bytes, dtype=torch.uint8).numpy(), must_write=False)
-
-
-SOFTMAX_SOURCE = """
-#include "scale_gradient.cuh"
-#include "softmax_launch.cuh"
-using namespace fastloss;
-extern "C" size_t params_bytes() { return sizeof(SoftmaxParams); }
-extern "C" size_t workspace_bytes(const SoftmaxParams* params) { return softmax_workspace_bytes(*params); }
-extern "C" int softmax_loss(const SoftmaxParams* params, void* workspace) {
-  return launch_softmax_loss(*params, workspace, nullptr);
-}
-extern "C" int softmax_histogram(const SoftmaxParams* params, void* workspace, int64_t* counts) {
-  return launch_softmax_histogram(*params, counts, workspace, nullptr);
-}
-extern "C" size_t scale_params_bytes() { return sizeof(ScaleParams); }
-extern "C" int scale_gradient(const ScaleParams* params) { return launch_scale_gradient(*params, nullptr); }
-"""
+    def unsupported(self):
+        """Instructions that the emulator does not run, of each kernel that has any."""
+        module = self.lib.module
+        return {name: missing for name in module.kernels if (missing := module[name].unsupported())}
 
 
 class EmulatedLosses(Emulated):
-    """What the softmax and the sigmoid losses have in common. Params: their struct of csrc/params.h."""
+    """What the softmax and the sigmoid losses have in common. Params: their struct of csrc/losses/params.h."""
 
-    def __init__(self, ptxsim, source, Params, **options):
-        super().__init__(ptxsim, source, **options)
-        assert self.lib.lib.params_bytes() == C.sizeof(Params), f"{Params.__name__} is not csrc/params.h's"
-        self.lib.lib.workspace_bytes.restype = C.c_size_t
-
-    def workspace_of(self, params):
-        return self.workspace(self.lib.lib.workspace_bytes(C.byref(params)))
+    def workspace(self, bins):
+        """Uninitialised device memory: reading it before it is written is an error. Aligned, as torch allocates it."""
+        self.host.scratch_bytes.restype = C.c_size_t
+        num_bytes = self.host.scratch_bytes(bins)
+        return self.ptxsim.Out(torch.zeros(num_bytes, dtype=torch.uint8).numpy(), must_write=False)
 
     def run_loss(
         self,
-        entry,
+        name,
         params,
-        kind,
         input,
         target,
         extra,
         *,
         grad=None,
+        stored_scale=None,
         reduction="mean",
-        gamma=2.0,
-        grad_scale=1.0,
         bins=10,
         momentum=0.0,
         normalizer="nonempty",
@@ -230,21 +259,24 @@ class EmulatedLosses(Emulated):
         training=True,
         **options,
     ):
-        """Completes params and runs the entry point; returns (loss, launches). extra: a tensor that it reads, or None.
+        """Completes params and runs the loss of that name; returns (loss, launches). extra: a tensor it reads, or None.
 
-        The gradient is written to ``grad``, which may be the input.
+        The gradient is written to ``grad``, which may be the input, and what it is stored times to ``stored_scale``.
         """
         loss = torch.full(target.shape if reduction == "none" else (), torch.nan, dtype=compute_type(input.dtype))
-        params.reduction, params.kind = REDUCTIONS[reduction], LOSSES[kind]
-        params.loss, params.gamma, params.grad_scale = loss.data_ptr(), gamma, grad_scale
-        outputs, memories = [loss], [input, target]
+        params.reduction, params.loss, params.stored_scale = (
+            REDUCTIONS[reduction],
+            loss.data_ptr(),
+            address(stored_scale),
+        )
+        outputs, memories = [loss, stored_scale], [input, target, extra]
         if grad is not None and grad.data_ptr() != input.data_ptr():
             # A gradient with gaps is not written everywhere.
             (outputs if grad.numel() == span(grad) else memories).append(grad)
-        if extra is not None:
-            memories.append(extra)
-        if kind == "ghmc":
-            params.ghm = GhmState(None, None, momentum, bins, normalizer == "nonempty", bias_correction, training)
+        if name.endswith("ghmc_loss"):
+            params.ghmc = True
+            normalizer = NORMALIZERS[normalizer]
+            params.ghm = GhmState(None, None, momentum, bins, normalizer, bias_correction, training)
             bin_weight = torch.empty(bins, dtype=torch.float64)
             params.bin_weight = bin_weight.data_ptr()
             outputs.append(bin_weight)
@@ -252,23 +284,37 @@ class EmulatedLosses(Emulated):
                 params.ghm.running_histogram = running_histogram.data_ptr()
                 params.ghm.num_updates = num_updates.data_ptr()
                 memories += [running_histogram, num_updates]
-        log = self.call(
-            entry,
-            C.byref(params),
-            self.workspace_of(params),
-            outputs=[t for t in outputs if t.numel()],
-            memories=[t for t in memories if t.numel()],
-            **options,
-        )
+        else:
+            params.loss_row = self.host.loss_row(name.encode())
+        workspace = self.workspace(params.ghm.bins)
+        log = self.call("loss", C.byref(params), workspace, outputs=outputs, memories=memories, **options)
         return loss, log
+
+    def run_gradient_norms(self, params, input, target, extra, bins, **options):
+        """Returns (counts, each decision's bin)."""
+        counts, bin = torch.full((bins,), -1), torch.full(target.shape, -7, dtype=torch.int32)
+        params.ghmc, params.ghm.bins, params.reduction = True, bins, REDUCTIONS["sum"]
+        norms = GradientNorms(counts.data_ptr(), bin.data_ptr())
+        arguments = (C.byref(params), C.byref(norms), self.workspace(bins))
+        self.call("gradient_norms", *arguments, outputs=[counts, bin], memories=[input, target, extra], **options)
+        return counts, bin
 
 
 class EmulatedSoftmax(EmulatedLosses):
-    def __init__(self, ptxsim, **options):
-        super().__init__(ptxsim, SOFTMAX_SOURCE, SoftmaxParams, **options)
-        assert self.lib.lib.scale_params_bytes() == C.sizeof(ScaleParams), "ScaleParams is not scale_gradient.cuh's"
+    def __init__(self, ptxsim):
+        source = LOSS_SOURCE.format(
+            include="softmax_launch.cuh", Params="SoftmaxParams", Table="SoftmaxLosses", family="softmax"
+        )
+        source += """
+extern "C" int schedule_code(const Params* params) {
+  DeviceLimits limits;
+  limits_of_device(&limits);
+  return schedule_of(*params, Pass::loss, limits).code();
+}
+"""
+        super().__init__(ptxsim, source, SoftmaxParams)
 
-    def params(self, input, grad, target, ignore_index):
+    def params(self, input, grad, target, ignore_index=-100):
         class_dim = 0 if input.dim() == 1 else 1
         return SoftmaxParams(
             input=input.data_ptr(),
@@ -278,57 +324,48 @@ class EmulatedSoftmax(EmulatedLosses):
             C=input.shape[class_dim],
             layout=Layout.of(input, grad, class_dim),
             ignore_index=ignore_index,
-            grad_scale=1.0,
             dtype=DTYPES[input.dtype],
             target_is_int64=target.dtype == torch.int64,
         )
 
-    def loss(self, kind, input, target, weight=None, *, grad=None, ignore_index=-100, label_smoothing=0.0, **settings):
-        """kind: of LOSSES; settings and the result are run_loss's."""
+    def path(self, input, grad=None):
+        """The path of cross entropy."""
+        return self.schedule(self.params(input, grad, torch.empty(input.shape[:1] + input.shape[2:])))
+
+    def loss(
+        self,
+        name,
+        input,
+        target,
+        weight=None,
+        *,
+        grad=None,
+        ignore_index=-100,
+        label_smoothing=0.0,
+        gamma=0.0,
+        **options,
+    ):
+        """name: the function's in the package; options and the result are run_loss's."""
         params = self.params(input, grad, target, ignore_index)
         weight = None if weight is None else weight.to(compute_type(input.dtype))
-        params.weight, params.label_smoothing = address(weight), label_smoothing
-        return self.run_loss("softmax_loss", params, kind, input, target, weight, grad=grad, **settings)
+        params.weight, params.parameter = address(weight), label_smoothing or gamma
+        return self.run_loss(name, params, input, target, weight, grad=grad, **options)
 
-    def histogram(self, input, target, bins=10, ignore_index=-100, **options):
-        counts = torch.full((bins,), -1)
+    def gradient_norms(self, input, target, bins=10, ignore_index=-100, **options):
         params = self.params(input, None, target, ignore_index)
-        params.kind, params.ghm.bins, params.reduction = LOSSES["ghmc"], bins, REDUCTIONS["sum"]
-        memories = [t for t in (input, target) if t.numel()]
-        workspace = self.workspace_of(params)
-        self.call("softmax_histogram", C.byref(params), workspace, outputs=[counts], memories=memories, **options)
-        return counts
-
-    def scale_gradient(self, grad, grad_output, factor=1.0, **options):
-        """Multiplies grad (N, C, ...) in place; grad_output: () or (N, ...). Returns the launches."""
-        grad_output = grad_output.to(compute_type(grad.dtype))
-        per_decision = grad_output.dim() > 0
-        params = ScaleParams(grad.data_ptr(), grad_output.data_ptr(), factor)
-        params.N, params.C = grad.numel() // grad.shape[1], grad.shape[1]
-        params.layout, params.dtype = Layout.of(grad, None, 1), DTYPES[grad.dtype]
-        params.per_decision = per_decision
-        memories = [t for t in (grad, grad_output) if t.numel()]
-        return self.call("scale_gradient", C.byref(params), memories=memories, **options)
-
-
-SIGMOID_SOURCE = """
-#include "sigmoid_loss.cuh"
-using namespace fastloss;
-extern "C" size_t params_bytes() { return sizeof(SigmoidParams); }
-extern "C" size_t workspace_bytes(const SigmoidParams* params) { return sigmoid_workspace_bytes(*params); }
-extern "C" int sigmoid_loss(const SigmoidParams* params, void* workspace) {
-  return launch_sigmoid_loss(*params, workspace, nullptr);
-}
-"""
+        return self.run_gradient_norms(params, input, target, None, bins, **options)
 
 
 class EmulatedSigmoid(EmulatedLosses):
-    def __init__(self, ptxsim, **options):
-        super().__init__(ptxsim, SIGMOID_SOURCE, SigmoidParams, **options)
+    def __init__(self, ptxsim):
+        source = LOSS_SOURCE.format(
+            include="sigmoid.cuh", Params="SigmoidParams", Table="SigmoidLosses", family="sigmoid"
+        )
+        source += 'extern "C" int schedule_code(const Params* params) { return schedule_of(*params).code(); }'
+        super().__init__(ptxsim, source, SigmoidParams)
 
-    def loss(self, name, input, target, mask=None, *, grad=None, alpha=-1.0, **settings):
-        """name: the function's in the package; settings and the result are run_loss's."""
-        params = SigmoidParams(
+    def params(self, input, grad, target, mask=None, alpha=-1.0):
+        return SigmoidParams(
             input=input.data_ptr(),
             grad=address(grad),
             target=target.data_ptr(),
@@ -338,5 +375,45 @@ class EmulatedSigmoid(EmulatedLosses):
             dtype=DTYPES[input.dtype],
             target_is_compute_type=target.dtype != input.dtype,
         )
-        kind = "ghmc" if "ghmc" in name else "focal"
-        return self.run_loss("sigmoid_loss", params, kind, input, target, mask, grad=grad, **settings)
+
+    def loss(self, name, input, target, mask=None, *, grad=None, alpha=-1.0, gamma=0.0, **settings):
+        """name: the function's in the package; settings and the result are run_loss's."""
+        params = self.params(input, grad, target, mask, alpha)
+        params.parameter = gamma
+        return self.run_loss(name, params, input, target, mask, grad=grad, **settings)
+
+    def gradient_norms(self, input, target, mask=None, bins=10, **options):
+        params = self.params(input, None, target, mask)
+        return self.run_gradient_norms(params, input, target, mask, bins, **options)
+
+
+class EmulatedScale(Emulated):
+    def __init__(self, ptxsim):
+        source = SOURCE.format(include="scale_gradient.cuh", Params="ScaleParams")
+        source += """
+extern "C" int schedule_code(const Params* params) { return schedule_of(*params).code(); }
+extern "C" int scale_gradient(const Params* params) { return launch_scale_gradient(*params, 0); }
+"""
+        super().__init__(ptxsim, source, ScaleParams)
+
+    def params(self, grad, scaled, grad_output, stored_scale=None):
+        """grad (N, C, ...); grad_output: () or (N, ...)."""
+        per_decision = grad_output.dim() > 0
+        softmax = per_decision and grad_output.dim() < grad.dim()
+        return ScaleParams(
+            grad=grad.data_ptr(),
+            scaled=scaled.data_ptr(),
+            grad_output=grad_output.data_ptr(),
+            stored_scale=address(stored_scale),
+            N=grad_output.numel() if per_decision else grad.numel(),
+            C=grad.shape[1] if softmax else 1,
+            layout=Layout.of(grad, scaled, 1 if softmax else None),
+            dtype=DTYPES[grad.dtype],
+            per_decision=per_decision,
+        )
+
+    def scale(self, grad, scaled, grad_output, stored_scale=None, **options):
+        """Returns (path, launches)."""
+        params = self.params(grad, scaled, grad_output, stored_scale)
+        memories = [grad, grad_output, stored_scale] + ([] if scaled.data_ptr() == grad.data_ptr() else [scaled])
+        return self.schedule(params), self.call("scale_gradient", C.byref(params), memories=memories, **options)

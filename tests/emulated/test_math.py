@@ -1,11 +1,11 @@
-"""csrc/cuda/math.cuh keeps to the errors that it states, with the hardware's instructions as wrong as they may be."""
+"""csrc/losses/math.h keeps to the errors that it states, with the GPU's instructions as wrong as they may be."""
 
 import numpy as np
 import pytest
 from emulator import CSRC
 
 SOURCE = """
-#include "losses.h"
+#include "losses/math.h"
 #define EACH(name, call)                                                          \\
   __global__ void name(const float* x, float* y, int n) {                         \\
     int i = blockIdx.x * blockDim.x + threadIdx.x, step = gridDim.x * blockDim.x; \\

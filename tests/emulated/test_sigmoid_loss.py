@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import DTYPES, REDUCTIONS, assert_error, at_offset, clear_of_bin_edges, differentiate, largest, make_sigmoid
-from emulator import SCHEDULES, EmulatedSigmoid, compute_type, moved_bytes
+from emulator import SCHEDULES, compute_type, kernels, moved_bytes
 
 from fastloss import reference
 
@@ -15,11 +15,6 @@ SETTINGS = {
     "ghmc_paper": ("sigmoid_ghmc_loss", {"bins": 3, "normalizer": "bins"}),
     "ghmc_many_bins": ("sigmoid_ghmc_loss", {"bins": 5000}),
 }
-
-
-@pytest.fixture(scope="module")
-def sigmoid(ptxsim):
-    return EmulatedSigmoid(ptxsim, defines=["FASTLOSS_MAX_BLOCKS=3"])  # few blocks, so that they loop
 
 
 def check(sigmoid, case, x, target, mask=None, *, inplace=False, options=None, **settings):
@@ -34,12 +29,15 @@ def check(sigmoid, case, x, target, mask=None, *, inplace=False, options=None, *
     grad = x.clone() if inplace else torch.full_like(x, torch.nan)
     if x.storage_offset():
         grad = at_offset(grad, x.storage_offset())
-    loss, log = sigmoid.loss(name, grad if inplace else x, target, *args, grad=grad, **settings, **(options or {}))
+    stored = torch.ones(1) if x.dtype == torch.float16 else None
+    given = {**settings, **(options or {}), "stored_scale": stored}
+    loss, log = sigmoid.loss(name, grad if inplace else x, target, *args, grad=grad, **given)
     unit = 6 * torch.finfo(loss.dtype).eps
     assert_error(loss, eager[0], truth[0], unit * largest(x, truth[0], 1), 0, f"{case} loss")
     one = 1 / max(x.numel(), 1) if settings["reduction"] == "mean" else 1.0
     rounding = torch.finfo(x.dtype).eps / 2 if half else 0
-    assert_error(grad, eager[1], truth[1], unit * largest(truth[1], one), rounding, f"{case} gradient")
+    unscaled = grad if stored is None else grad.double() / stored.item()
+    assert_error(unscaled, eager[1], truth[1], unit * largest(truth[1], one), rounding, f"{case} gradient")
     return loss, grad, log
 
 
@@ -163,10 +161,45 @@ def test_each_byte_is_accessed_once(sigmoid, dtype):
     assert 2 * size <= stats.gld_bytes <= 2 * size + extra and size <= stats.gst_bytes <= size + extra
     assert stats.gld_req <= 2 * size / 512 + extra / 8  # 16 bytes a lane
     _, log = sigmoid.loss("sigmoid_ghmc_loss", x, target, grad=grad)
-    assert [launch[0].split("<")[0].split("::")[-1] for launch in log] == ["sigmoid_histogram", "sigmoid_loss"]
+    assert kernels(log) == ["sigmoid_count", "sigmoid_loss"]
     assert moved_bytes(log) <= 1.05 * 3 * x.nbytes + 2 * target.nbytes  # both kernels read logits and targets
 
 
 def test_emulator_runs_every_instruction(sigmoid):
-    for kernel in sigmoid.lib.module.kernels:
-        assert sigmoid.lib.module[kernel].unsupported() == [], kernel
+    assert sigmoid.unsupported() == {}
+
+
+def test_alignments_take_every_path(sigmoid):
+    """test_any_alignment runs them."""
+    x = torch.empty(517)
+    moved = at_offset(x, 1)
+    names = {sigmoid.schedule(sigmoid.params(x, None, t)) for t in (x, moved)}
+    assert names == sigmoid.schedule_names("sigmoid")
+
+
+@pytest.mark.parametrize("bins", [1, 10, 5000])
+def test_gradient_norms(sigmoid, bins):
+    x, target, mask = decisions((9001,), torch.float64, soft=True)
+    for given in (None, mask):
+        counts, bin = sigmoid.gradient_norms(x, target, given, bins=bins, **SCHEDULES[0])
+        norm = (x.sigmoid() - target).abs()
+        want = (norm * bins).floor().clamp(max=bins - 1).int()
+        valid = torch.ones_like(mask) if given is None else mask
+        near = (norm * bins - (norm * bins).round()).abs() < 1e-9  # where rounding decides
+        assert torch.equal(bin[~near], torch.where(valid, want, -1)[~near])
+        assert torch.equal(bin[bin >= 0].long().bincount(minlength=bins), counts)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("case", ["focal", "ghmc"])
+def test_float16_scale(sigmoid, case, reduction):
+    """A power of two that brings the largest gradient to float16's upper end, whatever the denominator."""
+    x, target, _ = decisions((3001,), torch.float16, bins=[10])
+    name, settings = SETTINGS[case]
+    grad, scale = torch.empty_like(x), torch.full((1,), torch.nan)
+    settings = {**settings, "reduction": reduction}
+    sigmoid.loss(name, x, target, grad=grad, stored_scale=scale, **settings)
+    assert scale.frexp().mantissa == 0.5  # a power of two
+    truth = differentiate(getattr(reference, name), x.double(), target.double(), **settings)[1]
+    assert grad.isfinite().all()
+    torch.testing.assert_close(grad.double() / scale.item(), truth, rtol=1e-3, atol=truth.abs().max().item() / 2**15)

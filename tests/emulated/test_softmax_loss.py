@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from cases import ignore_bin_edges
-from emulator import SCHEDULES, EmulatedSoftmax, moved_bytes
+from emulator import SCHEDULES, kernels, moved_bytes
 
 from fastloss import reference
 
@@ -40,8 +40,9 @@ def expected(name, input, target, weight=None, **settings):
 
 
 def run(softmax, name, input, target, weight=None, **settings):
-    kind = "cross_entropy" if name == "smoothing" else name
-    return softmax.loss(kind, input, target, weight, **{**LOSSES[name][1], **settings})
+    """(loss, launches) of a name of LOSSES."""
+    function, defaults = LOSSES[name]
+    return softmax.loss(function.__name__, input, target, weight, **{**defaults, **settings})
 
 
 def check(softmax, name, input, target, weight=None, *, grad=None, options=None, **settings):
@@ -49,26 +50,54 @@ def check(softmax, name, input, target, weight=None, *, grad=None, options=None,
     loss, gradient = expected(name, input, target, weight, **settings)
     grad = torch.empty_like(input) if grad is None else grad
     dtype = input.dtype
-    got, log = run(softmax, name, input, target, weight, grad=grad, **settings, **(options or {}))
+    stored = torch.ones(1) if dtype == torch.float16 else None
+    got, log = run(softmax, name, input, target, weight, grad=grad, stored_scale=stored, **settings, **(options or {}))
     torch.testing.assert_close(
         got.double(), loss, rtol=LOSS_TOLERANCE[dtype], atol=LOSS_TOLERANCE[dtype], equal_nan=True
     )
-    scale = gradient.abs().max().item() if gradient.numel() else 0.0
-    torch.testing.assert_close(grad.double(), gradient, rtol=0, atol=GRADIENT_TOLERANCE[dtype] * scale + 1e-12)
+    largest = gradient.abs().max().item() if gradient.numel() else 0.0
+    if input.dim() > 1 and input.shape[1] == 1:  # the gradient is 0: a difference of numbers up to 1
+        largest = 1.0
+    unscaled = grad.double() if stored is None else grad.double() / stored.item()
+    torch.testing.assert_close(unscaled, gradient, rtol=0, atol=GRADIENT_TOLERANCE[dtype] * largest + 1e-12)
     return got, log
 
 
-def kernels(log):
-    return [name.split("::")[1].split("<")[0] for name, *_ in log]
+# Shapes of every path, float32. Those after the first make the blocks of a grid of 16 loop.
+PATHS = {
+    "tile": [(37, 11), (3000, 3), (2**17 + 77, 2)],
+    "part of a warp a row, staged": [(37, 100), (600, 40)],
+    "block a row, staged": [(5, 4097), (19, 2100)],
+    "block a row, read twice": [(2, 50257)],
+    "positions, staged": [(3, 5, 20), (5, 6, 450)],
+    "positions, read twice": [(2, 130, 9)],
+}
+ONE_PASS = {"part of a warp a row": (37, 100), "block a row": (5, 4097), "positions": (3, 5, 20)}
+SMALL = [shapes[0] for shapes in PATHS.values()]
+LOOPING = [shape for shapes in PATHS.values() for shape in shapes[1:] if shape[0] < 2**17]
+SHORT = [shape for shape in SMALL if max(shape) < 4000]
+
+
+def test_shapes_take_every_path(softmax):
+    """That is what the tests below run; each is the reference's there, and with one pass, without a gradient."""
+    for path, shapes in PATHS.items():
+        for shape in shapes:
+            input = torch.empty(shape)
+            assert softmax.path(input, input) == f"cuda softmax {path}", shape
+    for path, shape in ONE_PASS.items():
+        input, target = batch(shape)
+        assert softmax.path(input) == f"cuda softmax {path}", shape
+        for name in ("cross_entropy", "focal", "ghmc"):
+            loss, _ = run(softmax, name, input, target)
+            torch.testing.assert_close(loss.double(), expected(name, input, target)[0], rtol=2e-6, atol=0)
+    assert softmax.schedule_names("softmax") == {f"cuda softmax {path}" for path in (*PATHS, *ONE_PASS)}
 
 
 def test_emulator_runs_every_instruction(softmax):
-    module = softmax.lib.module
-    assert len(module.kernels) > 60
-    assert {name: unsupported for name in module.kernels if (unsupported := module[name].unsupported())} == {}
+    assert len(softmax.lib.module.kernels) > 60
+    assert softmax.unsupported() == {}
 
 
-# 1..32: tile; 33, 100, 1000: part of a warp and a warp per row; 4097: a block; 50257: staged, or read twice, by dtype.
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("C", [1, 2, 3, 7, 11, 16, 31, 32, 33, 100, 1000, 4097, 50257])
 def test_matches_reference(softmax, C, dtype):
@@ -106,27 +135,20 @@ def test_empty_and_single(softmax, name, shape):
         check(softmax, name, input, target, reduction=reduction)
 
 
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("shape", [(1300, 3), (600, 40), (19, 2100), (3, 5, 750)], ids=str)
-def test_more_rows_than_blocks(softmax, name, shape):
-    """The grid is capped, so blocks loop over tiles, rows and positions."""
-    _, log = check(softmax, name, *batch(shape))
-    (grid, *_), (threads, *_) = log[-1][1:3]
-    assert grid <= 16 and grid * threads < shape[0] * (750 if len(shape) == 3 else threads if shape[1] > 2000 else 4)
-
-
 def test_several_rows_a_thread(softmax):
-    input, target = batch((2**17 + 77, 2))
+    input, target = batch(PATHS["tile"][-1])
     _, log = check(softmax, "cross_entropy", input, target)
     assert log[-1][3] > 8 * 128 * 2 * 4  # bytes of shared memory: 8 rows for each of 128 threads
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("shape", [(1300, 3), (600, 40), (19, 2100), (5, 6, 450)], ids=str)  # blocks loop
+@pytest.mark.parametrize("shape", LOOPING, ids=str)
 def test_any_schedule_gives_the_same_bits(softmax, name, shape):
+    """On a grid that is too small for the batch, so that its blocks loop."""
     input, target = batch(shape)
-    first, grad = check(softmax, name, input, target)[0], torch.empty_like(input)
-    run(softmax, name, input, target, grad=grad)
+    grad = torch.empty_like(input)
+    first, log = check(softmax, name, input, target, grad=grad)
+    assert log[-1][1][0] == 16
     for options in SCHEDULES:
         other = torch.empty_like(input)
         loss, _ = run(softmax, name, input, target, grad=other, **options)
@@ -134,7 +156,7 @@ def test_any_schedule_gives_the_same_bits(softmax, name, shape):
         assert torch.equal(other, grad)
 
 
-@pytest.mark.parametrize("shape", [(40, 11), (10, 100), (3, 5, 20)], ids=str)
+@pytest.mark.parametrize("shape", SHORT, ids=str)
 def test_errors_of_the_hardware_functions(softmax, shape):
     """ex2, lg2, rcp and the like as inexact as the hardware may be."""
     for name in LOSSES:
@@ -195,20 +217,15 @@ def test_expanded_input(softmax):
     check(softmax, "focal", input, torch.randint(0, 6, (20,)), grad=torch.empty(20, 6))
 
 
-@pytest.mark.parametrize("shape", [(300, 11), (70, 100), (3, 2100), (5, 6, 60), (3, 100, 50)], ids=str)
+@pytest.mark.parametrize("shape", [*SMALL, *LOOPING], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_in_place(softmax, shape, dtype):
-    for name in LOSSES:
+    for name in LOSSES if max(shape) < 10000 else ("smoothing",):
         input, target = batch(shape, dtype)
         check(softmax, name, input, target, grad=input, options=SCHEDULES[0])
 
 
-def test_in_place_row_longer_than_shared_memory(softmax):
-    input, target = batch((2, 50257), ignored=0)
-    check(softmax, "smoothing", input, target, grad=input, options=SCHEDULES[1])
-
-
-@pytest.mark.parametrize("shape", [(40, 11), (20, 100), (4, 5, 10)], ids=str)
+@pytest.mark.parametrize("shape", SHORT, ids=str)
 @pytest.mark.parametrize("name", LOSSES)
 def test_ignored_rows(softmax, name, shape):
     """They count for nothing, whatever their logits: gradient 0, also where 0 * nan would be nan."""
@@ -248,7 +265,7 @@ def test_extreme_logits(softmax, C):
         assert loss[:6].isfinite().all() and loss[6:].isnan().all()
 
 
-@pytest.mark.parametrize("shape", [(5, 11), (5, 100), (5, 3, 4)], ids=str)
+@pytest.mark.parametrize("shape", SHORT, ids=str)
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_target_out_of_range_ends_the_kernel(softmax, ptxsim, shape, reduction):
     for bad in (shape[1], -1, 2**40):
@@ -266,11 +283,23 @@ def test_loss_without_gradient_reads_once(softmax):
         assert log[-1][-1].gld_sectors * 32 < 1.05 * input.nbytes
 
 
-def test_gradient_scale(softmax):
-    input, target = batch((20, 11), torch.float16)
-    grad = torch.empty_like(input)
-    run(softmax, "cross_entropy", input, target, grad=grad, grad_scale=4096.0)
-    torch.testing.assert_close(grad.double() / 4096, expected("cross_entropy", input, target)[1], rtol=1e-3, atol=1e-6)
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("shape", SHORT, ids=str)
+def test_float16_scale(softmax, name, reduction, shape):
+    """A power of two that brings the largest gradient to float16's upper end, whatever the denominator."""
+    input, target = batch(shape, torch.float16)
+    weights = [None] if name == "ghmc" else [None, torch.tensor([1.0, -0.9995, 0.0] + [1e-4] * (shape[1] - 3))]
+    for weight in weights:
+        if weight is not None:
+            target = torch.where(target < 0, target, target % 2)
+        grad, scale = torch.empty_like(input), torch.full((1,), torch.nan)
+        run(softmax, name, input, target, weight, grad=grad, stored_scale=scale, reduction=reduction)
+        assert scale.frexp().mantissa == 0.5  # a power of two
+        truth = expected(name, input, target, weight, reduction=reduction)[1]
+        assert grad.isfinite().all()
+        largest = truth.abs().max().item()
+        torch.testing.assert_close(grad.double() / scale.item(), truth, rtol=1e-3, atol=largest / 2**15)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -296,18 +325,21 @@ def test_ghmc_momentum(softmax, training, bias_correction):
 
 
 @pytest.mark.parametrize("bins", [1, 10, 100, 300, 65536])
-@pytest.mark.parametrize("shape", [(300, 11), (50, 100), (3, 5, 60)], ids=str)
-def test_histogram(softmax, shape, bins):
+@pytest.mark.parametrize("shape", SHORT, ids=str)
+def test_gradient_norms(softmax, shape, bins):
     """65536 bins are counted in global memory, fewer in one to 32 copies in shared memory."""
     input, target = batch(shape, torch.float64)  # float64: no decision on another side of a bin's edge
     want = reference.gradient_norm_histogram(input, target, bins=bins)
-    assert torch.equal(softmax.histogram(input, target, bins=bins), want)
-    assert torch.equal(softmax.histogram(input, target, bins=bins, **SCHEDULES[2]), want)
+    for options in ({}, SCHEDULES[2]):
+        counts, bin = softmax.gradient_norms(input, target, bins=bins, **options)
+        assert torch.equal(counts, want)
+        assert torch.equal(bin == -1, target == -100)
+        assert torch.equal(bin[bin >= 0].long().bincount(minlength=bins), want)
 
 
 # More than 32 bins are looked up in global memory.
 @pytest.mark.parametrize("bins", [1, 32, 33, 1000])
-@pytest.mark.parametrize("shape", [(300, 11), (50, 100), (3, 5, 60)], ids=str)
+@pytest.mark.parametrize("shape", SHORT, ids=str)
 def test_ghmc_bins(softmax, shape, bins):
     for dtype in (torch.float64, torch.float32):
         input, target = batch(shape, torch.float64)
@@ -317,10 +349,15 @@ def test_ghmc_bins(softmax, shape, bins):
         check(softmax, "ghmc", input, target, bins=bins, options=SCHEDULES[4])
 
 
-@pytest.fixture(scope="module")
-def uncapped(ptxsim):
-    """The kernels on the grids that users get: blocks have a cost of their own."""
-    return EmulatedSoftmax(ptxsim)
+@pytest.mark.parametrize("shape", SHORT, ids=str)
+def test_ghmc_looks_up_the_bin_that_it_counted(softmax, shape):
+    """However many bins: a decision's beta is never that of another bin, 0 where nothing was counted."""
+    input, target = batch(shape, ignored=0)
+    loss, _ = run(softmax, "ghmc", input, target, grad=torch.empty_like(input), bins=65536, reduction="none")
+    counts, bin = softmax.gradient_norms(input, target, bins=65536)
+    beta = target.numel() / ((counts > 0).sum() * counts[bin.long()])
+    nll = reference.cross_entropy(input.double(), target, reduction="none")
+    torch.testing.assert_close(loss.double(), beta * nll, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(6400, 11), (4096, 1000), (64, 32768)], ids=str)

@@ -1,0 +1,175 @@
+// Softmax losses, a row at a time.
+//
+// Reading, computing and writing go on at the same time: while the exponentials of a row are computed and staged, the
+// gradient of the row before it (Pending) is written, and the logits of the row after it are fetched. Each row's logits
+// are read before its gradient is written, so the gradient may overwrite them.
+// Precondition: targets are in [0, C) or ignore_index (device.cpp has checked).
+#pragma once
+
+#include "positions.h"
+#include "rows.h"
+#include "softmax_block.h"
+#include "targets.h"
+
+namespace FASTLOSS_NAMESPACE {
+
+template <class T, class Loss>
+struct SoftmaxRows : SoftmaxBlock<T, Loss> {
+  using Block = SoftmaxBlock<T, Loss>;
+  using Block::Block, Block::finish, Block::grad, Block::input, Block::loss, Block::max_of, Block::params;
+  using Block::scale, Block::schedule, Block::sum_of, Block::weight, Block::weight_of;
+  using typename Block::M, typename Block::S, typename Block::Sums, typename Block::V;
+
+  // A row that is staged, and whose gradient is yet to be written.
+  struct Pending {
+    RowStore<T> to;
+    S* staged = nullptr;  // [C] exponentials, in whole vectors
+    int64_t target = 0;
+    SoftmaxGradient<S> gradient = {};
+  };
+
+  // Writes loss and gradient of decisions [begin, end); the sum of their losses.
+  double run(int64_t begin, int64_t end) const {
+    const int64_t C = params.C, pitch = (C + W - 1) / W * W;
+    // Two rows in turn. A vector that begins inside a row may end outside.
+    std::unique_ptr<S[]> staged(new S[2 * pitch + W]);
+    Positions positions(params.layout, begin);
+    Pending before;
+    double sum = 0;
+    for (int64_t position = begin; position < end; ++position) {
+      const T* x = input + positions.input;
+      T* row_grad = grad ? grad + positions.grad : nullptr;
+      positions.advance(1);
+      const T* next = position + 1 < end ? input + positions.input : x;
+      const int64_t target = target_at(params, position);
+      S value = 0;
+      if (target != params.ignore_index) {
+        Pending row;
+        if (grad) row.to = RowStore<T>(row_grad, C, schedule.output == Output::streamed);
+        row.staged = staged.get() + (before.staged == staged.get() ? pitch : 0);
+        row.target = target;
+        Sums sums = exponentials(x, row, before, next);
+        // One decision in the first lane: the vectors' log, exp and pow serve for scalars too.
+        SoftmaxGradient<V> gradient;
+        value = finish(sums, V{} + weight_of(target), lane_numbers<M>() == 0, gradient)[0];
+        row.gradient = {gradient.probability[0], gradient.onehot[0]};
+        if (max_of) {
+          max_of[position] = sums.max[0];
+          sum_of[position] = sums.sum[0];
+        }
+        before = row;
+      } else if (grad) {
+        memset(row_grad, 0, C * sizeof(T));
+      }
+      if (loss) loss[position] = value;
+      sum += double(value);
+    }
+    if (before.to.grad) GradientWriter(*this, before).finish();
+    if (schedule.output == Output::streamed) finish_streaming();
+    return sum;
+  }
+
+ private:
+  // Writes the gradient of a pending row, some vectors at a time.
+  struct GradientWriter {
+    const SoftmaxRows& block;
+    const Pending& row;
+    const V probability = V{} + row.gradient.probability, onehot = V{} + row.gradient.onehot;
+    int64_t c = row.to.first;                                       // the next class
+    M to_target = lane_numbers<M>() + ScalarOf<M>(c - row.target);  // its lanes' distance from the target
+
+    FASTLOSS_LANE_FN GradientWriter(const SoftmaxRows& rows, const Pending& pending) : block(rows), row(pending) {}
+
+    FASTLOSS_LANE_FN void write_vector() {
+      row.to.vector(c, at(c, W, to_target));
+      c += W;
+      to_target += W;
+    }
+    FASTLOSS_LANE_FN void finish() const {
+      row.to.write(c, [&](int64_t from, int count) FASTLOSS_LAMBDA {
+        return at(from, count, lane_numbers<M>() + ScalarOf<M>(from - row.target));
+      });
+    }
+
+   private:
+    // The gradient of count classes. The target's part is here and not put in afterwards: a streamed line would have
+    // to come back for it.
+    FASTLOSS_LANE_FN V at(int64_t from, int count, M distance) const {
+      V w = {};
+      if constexpr (Loss::smooths) w = block.weights_at(from, count);
+      return class_gradient<Loss>(SoftmaxGradient<V>{probability, onehot}, load(row.staged + from), distance == 0, w,
+                                  block.scale);
+    }
+  };
+
+  // The largest of C logits, in every lane; tail: those after the last whole vector.
+  FASTLOSS_LANE_FN V highest(const T* x, V tail) const {
+    const V lowest = V{} - S(INFINITY);
+    const int64_t whole = params.C / W * W;
+    V high[4] = {tail, lowest, lowest, lowest};
+    int64_t c = 0;
+    for (; c + 4 * W <= whole; c += 4 * W) {
+      for (int i = 0; i < 4; ++i) high[i] = max(load(x + c + i * W), high[i]);
+    }
+    for (; c < whole; c += W) high[0] = max(load(x + c), high[0]);
+    return V{} + max_lane(max(max(high[0], high[1]), max(high[2], high[3])));
+  }
+
+  // Stages the exponentials of a row, x [C], and writes the gradient of the row before it.
+  Sums exponentials(const T* x, const Pending& row, const Pending& before, const T* next) const {
+    const int64_t whole = params.C / W * W;
+    const int rest = int(params.C - whole);
+    const M in_rest = lane_numbers<M>() < rest;
+    const V lowest = V{} - S(INFINITY);
+    const V tail = rest ? select(in_rest, load_first(x + whole, rest), lowest) : lowest;
+    const V max = highest(x, tail);
+
+    V sum[2] = {};
+    V weighted = {};
+    auto stage = [&](V logits, int64_t c, V& into) FASTLOSS_LAMBDA {
+      V shifted = logits - max;
+      V e = exp(shifted);
+      into += e;
+      if (row.to.grad) store(row.staged + c, e);
+      return shifted;
+    };
+    // Written soon, and a miss would hold up the stores behind it.
+    const T* written = row.to.grad && !row.to.streamed ? row.to.grad : x;
+    auto two_vectors = [&](int64_t c) FASTLOSS_LAMBDA {
+      __builtin_prefetch(next + c, 0, 2);
+      __builtin_prefetch(next + c + W, 0, 2);
+      __builtin_prefetch(written + c, 1, 2);
+      __builtin_prefetch(written + c + W, 1, 2);
+      V a = stage(load(x + c), c, sum[0]);
+      V b = stage(load(x + c + W), c + W, sum[1]);
+      if constexpr (Loss::smooths) weighted += weights_at(c, W) * a + weights_at(c + W, W) * b;
+    };
+    int64_t c = 0;
+    if (before.to.grad) {
+      GradientWriter writer(*this, before);
+      for (; writer.c + 2 * W <= before.to.last; c += 2 * W) {
+        two_vectors(c);
+        writer.write_vector();
+        writer.write_vector();
+      }
+      writer.finish();
+    }
+    for (; c + 2 * W <= whole; c += 2 * W) two_vectors(c);
+    for (; c < whole; c += W) {
+      V a = stage(load(x + c), c, sum[0]);
+      if constexpr (Loss::smooths) weighted += weights_at(c, W) * a;
+    }
+    if (rest) {
+      V a = stage(tail, whole, sum[1]);
+      if constexpr (Loss::smooths) weighted += select(in_rest, weights_at(whole, rest) * a, V{});
+    }
+    return {max, V{} + S(sum_lanes(sum[0] + sum[1])), V{} + load_one(x + row.target), V{} + S(sum_lanes(weighted))};
+  }
+
+  // The weights of count classes from class c on.
+  FASTLOSS_LANE_FN V weights_at(int64_t c, int count) const {
+    return !weight ? V{} + 1 : count == W ? load(weight + c) : load_first(weight + c, count);
+  }
+};
+
+}  // namespace FASTLOSS_NAMESPACE

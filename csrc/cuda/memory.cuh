@@ -1,0 +1,145 @@
+// How the kernels see memory: the type that a tensor is stored in and the one that is computed in, accesses of 16
+// bytes, and where a decision lies.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "../losses/params.h"
+
+namespace fastloss {
+
+// ---- storage (T) and computation (Compute<T>)
+
+template <class T>
+struct ComputeOf {
+  using type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+template <class T>
+using Compute = typename ComputeOf<T>::type;
+
+__device__ __forceinline__ float to_compute(float x) { return x; }
+__device__ __forceinline__ double to_compute(double x) { return x; }
+__device__ __forceinline__ float to_compute(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_compute(__half x) { return __half2float(x); }
+
+// Rounds to nearest even, once.
+template <class T>
+__device__ __forceinline__ T to_storage(Compute<T> x) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return __float2bfloat16_rn(x);
+  } else if constexpr (std::is_same_v<T, __half>) {
+    return __float2half_rn(x);
+  } else {
+    return x;
+  }
+}
+
+// 16 bytes of elements: one load or store of a thread.
+template <class T>
+struct alignas(16) Pack {
+  static constexpr int kSize = 16 / sizeof(T);
+  T at[kSize];
+};
+
+template <class T>
+__device__ __forceinline__ Pack<T> pack_of(uint4 raw) {
+  Pack<T> pack;
+  memcpy(&pack, &raw, 16);
+  return pack;
+}
+
+template <class T>
+__device__ __forceinline__ uint4 bits_of(const Pack<T>& pack) {
+  uint4 raw;
+  memcpy(&raw, &pack, 16);
+  return raw;
+}
+
+// Accesses of 16 aligned bytes. In PTX, because the compiler splits some of them where they are written in C++. Global
+// loads do not take the read-only path: the gradient may be the input.
+template <class T>
+__device__ __forceinline__ Pack<T> load_pack(const T* global) {
+  uint4 raw;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(raw.x), "=r"(raw.y), "=r"(raw.z), "=r"(raw.w)
+               : "l"(__cvta_generic_to_global(global))
+               : "memory");
+  return pack_of<T>(raw);
+}
+
+template <class T>
+__device__ __forceinline__ void store_pack(T* global, const Pack<T>& pack) {
+  uint4 raw = bits_of(pack);
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(global)), "r"(raw.x),
+               "r"(raw.y), "r"(raw.z), "r"(raw.w)
+               : "memory");
+}
+
+template <class T>
+__device__ __forceinline__ Pack<T> load_shared_pack(const T* shared) {
+  uint4 raw;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(raw.x), "=r"(raw.y), "=r"(raw.z), "=r"(raw.w)
+               : "r"(uint32_t(__cvta_generic_to_shared(shared)))
+               : "memory");
+  return pack_of<T>(raw);
+}
+
+template <class T>
+__device__ __forceinline__ void store_shared_pack(T* shared, const Pack<T>& pack) {
+  uint4 raw = bits_of(pack);
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(uint32_t(__cvta_generic_to_shared(shared))), "r"(raw.x),
+               "r"(raw.y), "r"(raw.z), "r"(raw.w)
+               : "memory");
+}
+
+__device__ __forceinline__ bool same_alignment(const void* a, const void* b) {
+  return ((reinterpret_cast<uintptr_t>(a) ^ reinterpret_cast<uintptr_t>(b)) & 15) == 0;
+}
+
+// Cuts elements [0, count) at `at` into aligned 16-byte packs and the elements before and after them:
+//   for (i < packs) access pack(i) .. pack(i) + Pack<T>::kSize - 1;  for (i < scalars) access scalar(i)
+// Without `vectorize` all are scalars: for two buffers that are not aligned alike.
+template <class T, class Index>
+struct Split {
+  Index head, packs, scalars;
+
+  __device__ Split(const T* at, Index count, bool vectorize) {
+    constexpr Index size = Pack<T>::kSize;
+    Index before = Index((16 - (reinterpret_cast<uintptr_t>(at) & 15)) % 16 / sizeof(T));
+    head = vectorize ? (before < count ? before : count) : count;
+    packs = (count - head) / size;
+    scalars = count - packs * size;
+  }
+  __device__ Index pack(Index i) const { return head + i * Pack<T>::kSize; }
+  __device__ Index scalar(Index i) const { return i < head ? i : i + packs * Pack<T>::kSize; }
+};
+
+// Offsets of a decision's first class.
+struct Offsets {
+  int64_t input = 0, grad = 0;  // 64 bits: tensors of more than 2^31 elements
+
+  __device__ Offsets(const Layout& layout, int64_t position) {
+#pragma unroll 1  // 64-bit divisions are long
+    for (int d = layout.ndim - 1; d > 0; --d) {
+      int64_t index = position % layout.size[d];
+      position /= layout.size[d];
+      input += index * layout.stride[d];
+      grad += index * layout.grad_stride[d];
+    }
+    input += position * layout.stride[0];
+    grad += position * layout.grad_stride[0];
+  }
+};
+
+}  // namespace fastloss

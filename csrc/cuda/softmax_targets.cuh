@@ -1,0 +1,79 @@
+// The targets of softmax decisions, and the launch before the loss's that adds up what a mean divides by.
+#pragma once
+
+#undef NDEBUG  // the assertion on the targets is for users
+#include <cuda_runtime.h>
+
+#include <cassert>
+#include <cstdint>
+
+#include "memory.cuh"
+#include "reduce.cuh"
+
+namespace fastloss {
+
+// The class of a decision, or -1 where it is ignored. A target out of range ends the kernel: nothing is read there.
+__device__ __forceinline__ int32_t class_of(const SoftmaxParams& params, int64_t y) {
+  if (y == params.ignore_index) return -1;
+  assert(y >= 0 && y < params.C && "target should be in [0, C) or ignore_index");
+  return int32_t(y);  // C is below 2^31
+}
+
+__device__ __forceinline__ int64_t load_target(const SoftmaxParams& params, int64_t position) {
+  return params.target_is_int64 ? static_cast<const int64_t*>(params.target)[position]
+                                : static_cast<const int32_t*>(params.target)[position];
+}
+
+__device__ __forceinline__ int32_t target_of(const SoftmaxParams& params, int64_t position) {
+  return class_of(params, load_target(params, position));
+}
+
+// A thread's part of the sum of weight[target], or of the number of targets. Four loads are in flight.
+template <class S, class Target>
+__device__ double sum_of_targets(const SoftmaxParams& params, const Target* target) {
+  constexpr int batch = 4;
+  const S* weight = static_cast<const S*>(params.weight);
+  const int64_t step = int64_t(gridDim.x) * kCountThreads;
+  double sum = 0;
+  for (int64_t i = int64_t(blockIdx.x) * kCountThreads + threadIdx.x; i < params.N; i += batch * step) {
+    Target y[batch];
+#pragma unroll
+    for (int b = 0; b < batch; ++b) y[b] = target[min(i + b * step, params.N - 1)];
+#pragma unroll
+    for (int b = 0; b < batch; ++b) {
+      int32_t c = i + b * step < params.N ? class_of(params, y[b]) : -1;
+      if (c >= 0) sum += weight ? double(weight[c]) : 1.0;
+    }
+  }
+  return sum;
+}
+
+// Leaves in scratch: the sum of weight[target] (or the number of targets) over the decisions that are not ignored, in
+// parts; sum_k w_k and max_k |w_k|; the loss's ticket at zero.
+template <class S>
+__global__ void __launch_bounds__(kCountThreads)
+    count_targets(const __grid_constant__ SoftmaxParams params, Scratch* scratch) {
+  const S* weight = static_cast<const S*>(params.weight);  // [C]
+  double sum =
+      block_sum(params.target_is_int64 ? sum_of_targets<S>(params, static_cast<const int64_t*>(params.target))
+                                       : sum_of_targets<S>(params, static_cast<const int32_t*>(params.target)));
+  if (threadIdx.x == 0) scratch->denominator[blockIdx.x] = sum;
+  if (blockIdx.x > 0) return;
+  if (threadIdx.x == 0) scratch->loss_ticket = 0;
+  if (!weight) return;
+  double largest = 0;
+  sum = 0;
+  for (int32_t c = threadIdx.x; c < params.C; c += kCountThreads) {
+    double w = weight[c];
+    sum += w;
+    largest = max(largest, fabs(w));
+  }
+  sum = block_sum(sum);
+  largest = block_max(largest);
+  if (threadIdx.x == 0) {
+    scratch->class_weights = sum;
+    scratch->largest_weight = largest;
+  }
+}
+
+}  // namespace fastloss

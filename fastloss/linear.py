@@ -1,0 +1,600 @@
+"""The losses of ``F.linear(input, linear_weight, linear_bias)``, without ever holding all logits: of a language model's
+head those, and their gradient, are most of a training step's memory.
+
+Rows go through in chunks. Matrix products by torch compute a chunk's logits, the fused kernels write the gradient over
+them, and two more products turn it into the gradients of input and weight, which is all that is kept. The losses'
+gradients are linear in what comes from above, so they are formed in the forward pass, for ``reduction="sum"``; the
+backward pass multiplies these small results by ``grad_output``, over the denominator for ``"mean"``. Two things are
+known too late for that, and cost the logits a second time: GHM-C's weights, and what comes from above for
+``reduction="none"``, where they meet the gradient of weight or bias. A row of input's own gradient is only scaled.
+
+Shared by all:
+
+- ``input`` ``(..., H)``: float32, float64, bfloat16 or float16; ``linear_weight`` ``(C, H)`` and ``linear_bias``
+  ``(C)`` have its dtype. Under autocast all are computed in autocast's dtype. The loss is float32 (float64 for
+  float64); gradients have their tensors' dtypes and, summed over chunks, are accumulated in float32 for half types.
+- ``target`` ``(...)``: class indices in ``[0, C)``, or ``ignore_index``, as int64 or int32.
+- ``reduction="none"`` gives target's shape.
+- Ignored rows are left out, on CPU with all their work; on CUDA their number would have to be waited for, so that they
+  are computed there like the others, and then count nothing.
+- ``create_graph=True`` differentiates the gradient by way of whole logits. Forward mode and torch.func take
+  :mod:`fastloss.reference`.
+
+Errors are those of :mod:`fastloss.functional`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from . import autograd, functional, modules, reference, torch_private
+
+# Measured on CPU (benchmarks/linear.py): fewer rows make the products slow, more only take memory. On CUDA a product
+# needs about as many rows to fill the device.
+_LEAST_ROWS = {"cpu": 256, "cuda": 2048}
+_CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
+# A part of the weight that stays in the cache for a product's whole time.
+_BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 1 << 62}
+_NOTHING = [False, False, False]
+_GHM = ("bins", "momentum", "normalizer", "bias_correction", "running_histogram", "num_updates", "training")
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """``cross_entropy(F.linear(input, linear_weight, linear_bias), target, weight, ...)`` in chunks of rows.
+
+    The signature is that of :func:`torch.nn.functional.linear_cross_entropy`; the loss is
+    :func:`fastloss.cross_entropy`.
+
+    Args:
+        input: ``(..., H)``.
+        linear_weight: ``(C, H)``.
+        target: class indices ``(...)``, int64 or int32.
+        linear_bias: ``(C)``.
+        weight: ``(C)``, a factor for each class.
+        ignore_index: the target that contributes neither loss nor gradient.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        label_smoothing: in [0, 1].
+
+    Returns:
+        A scalar, or target's shape for ``"none"``; float32 (float64 for float64).
+
+    Raises:
+        IndexError: a target outside ``[0, C)`` that is not ``ignore_index``.
+        ValueError: any other argument that is not as described.
+
+    Example:
+        >>> input, linear_weight = torch.ones(2, 4), torch.zeros(3, 4)
+        >>> fastloss.linear_cross_entropy(input, linear_weight, torch.tensor([0, 2]))
+        tensor(1.0986)
+    """
+    settings = {
+        "weight": weight,
+        "ignore_index": ignore_index,
+        "reduction": reduction,
+        "label_smoothing": label_smoothing,
+    }
+    return _linear_loss("cross_entropy", input, linear_weight, target, linear_bias, settings)
+
+
+def linear_focal_loss(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    gamma: float = 2.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    """``focal_loss(F.linear(input, linear_weight, linear_bias), target, weight, ...)`` in chunks of rows.
+
+    The loss is :func:`fastloss.focal_loss`.
+
+    Args:
+        input: ``(..., H)``.
+        linear_weight: ``(C, H)``.
+        target: class indices ``(...)``, int64 or int32.
+        linear_bias: ``(C)``.
+        weight: ``(C)``, a factor for each class.
+        gamma: in [0, 16].
+        ignore_index: the target that contributes neither loss nor gradient.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+
+    Returns:
+        A scalar, or target's shape for ``"none"``; float32 (float64 for float64).
+
+    Raises:
+        IndexError: a target outside ``[0, C)`` that is not ``ignore_index``.
+        ValueError: any other argument that is not as described.
+
+    Example:
+        >>> input, linear_weight = torch.ones(2, 4), torch.zeros(3, 4)
+        >>> fastloss.linear_focal_loss(input, linear_weight, torch.tensor([0, 2]))
+        tensor(0.4883)
+    """
+    settings = {"weight": weight, "gamma": gamma, "ignore_index": ignore_index, "reduction": reduction}
+    return _linear_loss("focal_loss", input, linear_weight, target, linear_bias, settings)
+
+
+def linear_ghmc_loss(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    bins: int = 10,
+    momentum: float = 0.0,
+    normalizer: str = "nonempty",
+    bias_correction: bool = True,
+    running_histogram: Tensor | None = None,
+    num_updates: Tensor | None = None,
+    training: bool = True,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    """``ghmc_loss(F.linear(input, linear_weight, linear_bias), target, ...)`` in chunks of rows.
+
+    The loss, its histogram and its running statistics are those of :func:`fastloss.ghmc_loss`. The weights depend on
+    all rows, so the logits are computed twice where linear_weight or linear_bias requires grad.
+
+    Args:
+        input: ``(..., H)``.
+        linear_weight: ``(C, H)``.
+        target: class indices ``(...)``, int64 or int32.
+        linear_bias: ``(C)``.
+        bins, momentum, normalizer, bias_correction, running_histogram, num_updates, training: as in
+            :func:`fastloss.ghmc_loss`.
+        ignore_index: the target that contributes neither loss nor gradient, and is not counted.
+        reduction: ``"none"``, ``"mean"`` (divides by the number of decisions that count) or ``"sum"``.
+
+    Returns:
+        A scalar, or target's shape for ``"none"``; float32 (float64 for float64).
+
+    Raises:
+        IndexError: a target outside ``[0, C)`` that is not ``ignore_index``.
+        ValueError: any other argument that is not as described.
+
+    Example:
+        >>> input, linear_weight = torch.ones(2, 4), torch.zeros(3, 4)
+        >>> fastloss.linear_ghmc_loss(input, linear_weight, torch.tensor([0, 2]))
+        tensor(1.0986)
+    """
+    settings = {
+        "bins": bins,
+        "momentum": momentum,
+        "normalizer": normalizer,
+        "bias_correction": bias_correction,
+        "running_histogram": running_histogram,
+        "num_updates": num_updates,
+        "training": training,
+        "ignore_index": ignore_index,
+        "reduction": reduction,
+    }
+    return _linear_loss("ghmc_loss", input, linear_weight, target, linear_bias, settings)
+
+
+def _linear_loss(name: str, input, linear_weight, target, linear_bias, settings: dict) -> Tensor:
+    tensors = (input, linear_weight, target, linear_bias, *settings.values())
+    if has_torch_function_variadic(*tensors):
+        public, arguments = globals()["linear_" + name], (input, linear_weight, target)
+        return handle_torch_function(public, tensors, *arguments, linear_bias=linear_bias, **settings)
+    dtype = _check(input, linear_weight, target, linear_bias)
+    op = autograd.OPS[name]
+    # The loss of no rows: the op's own checks of the settings, before anything is computed or written.
+    no_rows = {"target": target.flatten()[:0], **settings}
+    arguments = [no_rows[key] for key in op.names]
+    op.check(arguments)
+    op.value(input.new_empty((0, linear_weight.shape[0]), dtype=dtype), *op.encode(arguments))
+    transforms = torch_private.transforms_active
+    transformed = not torch.compiler.is_compiling() and transforms is not None and transforms()
+    if transformed or torch_private.has_tangent(*tensors):
+        plain = getattr(reference, "linear_" + name)
+        return plain(input, linear_weight, target, linear_bias=linear_bias, **settings)
+    differentiates = torch.is_grad_enabled()
+    wanted = [differentiates and t is not None and t.requires_grad for t in (input, linear_weight, linear_bias)]
+    ghm = {key: settings.pop(key) for key in _GHM if key in settings}
+    ignore_index, reduction, weight = (
+        settings.pop("ignore_index"),
+        settings.pop("reduction"),
+        settings.pop("weight", None),
+    )
+    # Once its weights are known, GHM-C is cross entropy with a factor for each row.
+    loss, parameter = ("cross_entropy", 0.0) if ghm else (name, *settings.values())
+    call = (loss, float(parameter), ignore_index, reduction, dtype, wanted)
+    return _LinearLoss.apply(input, linear_weight, linear_bias, target, weight, call, *ghm.values())
+
+
+def _check(input, linear_weight, target, linear_bias) -> torch.dtype:
+    """Refuses what does not fit together; the dtype to compute in."""
+    named = {"input": input, "linear_weight": linear_weight, "target": target}
+    if linear_bias is not None:
+        named["linear_bias"] = linear_bias
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            what = "None" if tensor is None else f"of type {type(tensor).__name__}"
+            raise ValueError(f"{name} is {what}, but should be a tensor.")
+        if tensor.device != input.device:
+            raise ValueError(f"{name} is on {tensor.device}, but should be on input's device {input.device}.")
+    if input.dim() == 0:
+        raise ValueError("input has shape (), but should be (..., H).")
+    H = input.shape[-1]
+    if linear_weight.dim() != 2 or linear_weight.shape[1] != H:
+        raise ValueError(
+            f"linear_weight has shape {tuple(linear_weight.shape)}, but should be (C, {H}): input's last dimension is "
+            f"{H}."
+        )
+    C = linear_weight.shape[0]
+    if linear_bias is not None and linear_bias.shape != (C,):
+        raise ValueError(f"linear_bias has shape {tuple(linear_bias.shape)}, but should be ({C},): one number a class.")
+    if target.shape != input.shape[:-1]:
+        raise ValueError(
+            f"target has shape {tuple(target.shape)}, but should be {tuple(input.shape[:-1])}: input's shape "
+            f"{tuple(input.shape)} without its last dimension."
+        )
+    device = input.device.type
+    if torch.is_autocast_enabled(device) and all(t.dtype != torch.float64 for n, t in named.items() if n != "target"):
+        return torch.get_autocast_dtype(device)
+    for name, tensor in named.items():
+        if name != "target" and tensor.dtype != input.dtype:
+            raise ValueError(f"{name} has dtype {tensor.dtype}, but should have input's: {input.dtype}.")
+    return input.dtype
+
+
+class _LinearLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, linear_weight, linear_bias, target, weight, call, bins=0, *ghm):
+        loss, parameter, ignore_index, reduction, dtype, wanted = call
+        rows = _cast(input, linear_weight, linear_bias, target, dtype)
+        # A factor for each row has to meet the gradient before that is summed over the rows.
+        summed = wanted[1] or wanted[2]
+        waits = summed and (bins > 0 or reduction == "none")
+        first = _NOTHING if waits else wanted
+        losses, bin, counts, *grads = _linear_rows(*rows, weight, loss, parameter, ignore_index, None, bins, first)
+        beta = None
+        if bins:
+            beta = _ghm_bin_weights(counts, *ghm)
+            beta = torch.where(bin < 0, 0, beta[bin.clamp(min=0)]).to(losses.dtype)
+            if summed and reduction != "none":
+                _, _, _, *grads = _linear_rows(*rows, weight, loss, parameter, ignore_index, beta, 0, wanted)
+            losses = losses * beta
+        denominator = _denominator(rows[-1], weight, ignore_index, losses)
+        ctx.call, ctx.summed, ctx.num_ghm = call, summed, len(ghm) + (bins > 0)
+        # More than the gradients is for a backward pass that computes the logits again.
+        ctx.save_for_backward(*grads, denominator, beta, input, linear_weight, linear_bias, target, weight)
+        if reduction == "none":
+            return losses.view(target.shape)
+        total = _ordered_sum(losses)
+        return total / denominator if reduction == "mean" else total
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        loss, parameter, ignore_index, reduction, dtype, wanted = ctx.call
+        nothing = (None,) * (3 + ctx.num_ghm)
+        compiling = torch.compiler.is_compiling()
+        if torch.is_grad_enabled() and not compiling:
+            return *_double_backward(ctx, grad_output), *nothing
+        *grads, denominator, beta, input, linear_weight, linear_bias, target, weight = ctx.saved_tensors
+        factor = grad_output.flatten() if reduction == "none" else grad_output
+        if reduction == "mean":
+            factor = factor / denominator
+        if beta is not None and (reduction == "none" or not ctx.summed):
+            factor = factor * beta
+        overwrite = not compiling and not torch_private.keeps_graph()
+        if ctx.summed and reduction == "none":
+            rows = _cast(input, linear_weight, linear_bias, target, dtype)
+            _, _, _, *grads = _linear_rows(*rows, weight, loss, parameter, ignore_index, factor, 0, wanted)
+            factor = None
+        results = []
+        for grad, like, want in zip(grads, (input, linear_weight, linear_bias), wanted, strict=True):
+            if want and factor is not None:
+                grad = _scaled(grad, factor, overwrite)
+            results.append(grad.to(like.dtype).view(like.shape) if want else None)
+        return *results, *nothing
+
+
+def _scaled(grad, factor, overwrite: bool):
+    if torch.compiler.is_compiling() or autograd._is_seen(factor):
+        return autograd._scaled(grad, factor, None)
+    if overwrite:
+        torch.ops.fastloss.scale_gradient.inplace(grad, factor, None)
+        return grad
+    return torch.ops.fastloss.scale_gradient.default(grad, factor, None)
+
+
+def _double_backward(ctx, grad_output):
+    """The gradients by whole logits and a loss that can be differentiated twice."""
+    loss, parameter, ignore_index, reduction, dtype, wanted = ctx.call
+    *_, denominator, beta, input, linear_weight, linear_bias, target, weight = ctx.saved_tensors
+    x, W, b, t = _cast(input, linear_weight, linear_bias, target, dtype)
+    x = torch.where((t != ignore_index).unsqueeze(1), x, 0)  # a nan there would come through as nan * 0
+    parameters = {"cross_entropy": "label_smoothing", "focal_loss": "gamma"}
+    settings = {parameters[loss]: parameter, "ignore_index": ignore_index, "reduction": "none"}
+    losses = getattr(functional, loss)(F.linear(x, W, b), t, weight, **settings)
+    if beta is not None:
+        losses = losses * beta
+    if reduction == "none":
+        value = losses.view(target.shape)
+    else:
+        value = losses.sum() / denominator if reduction == "mean" else losses.sum()
+    tensors = (input, linear_weight, linear_bias)
+    found = iter(
+        torch.autograd.grad(
+            value, [t for t, want in zip(tensors, wanted, strict=True) if want], grad_output, create_graph=True
+        )
+    )
+    return [next(found) if want else None for want in wanted]
+
+
+def _cast(input, linear_weight, linear_bias, target, dtype):
+    """Rows, and everything in the dtype to compute in."""
+    bias = linear_bias if linear_bias is None else linear_bias.to(dtype)
+    return input.reshape(-1, input.shape[-1]).to(dtype), linear_weight.to(dtype), bias, target.flatten()
+
+
+def _denominator(target, weight, ignore_index: int, losses):
+    valid = target != ignore_index
+    if weight is None:
+        return valid.sum().to(losses.dtype)
+    return _ordered_sum(reference.row_weight_of(weight, target, valid, losses))
+
+
+def _ordered_sum(values):
+    """The same bits at any number of threads: torch adds up more than 32768 numbers in an order that depends on it."""
+    return torch.stack([part.sum() for part in values.split(16384)]).cumsum(0)[-1]
+
+
+@torch.library.custom_op("fastloss::linear_rows", mutates_args=())
+def _linear_rows(
+    input: Tensor,  # [N, H]
+    linear_weight: Tensor,  # [C, H]
+    linear_bias: Tensor | None,  # [C]
+    target: Tensor,  # [N]
+    weight: Tensor | None,  # [C]
+    loss: str,
+    parameter: float,
+    ignore_index: int,
+    factor: Tensor | None,  # [N] for each row's gradient
+    bins: int,  # of GHM-C's histogram; 0: not asked for
+    wanted: list[bool],  # gradients of input, linear_weight, linear_bias
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``(losses [N], bin [N], counts [bins], gradients of their sum times factor)``, empty where not asked for.
+
+    One operation, so that compilers see no loop. Gradients of sums over rows are in the type of the loss.
+    """
+    op = autograd.OPS[loss]
+    N, C = len(input), len(linear_weight)
+    losses, bin, counts, *grads = _results(input, linear_weight, target, bins, wanted)
+    for result in (losses, counts, *grads):
+        result.zero_()
+    bin.fill_(-1)
+    grad_input, grad_weight, grad_bias = grads
+    half = input.dtype != losses.dtype
+    if factor is not None and input.dtype == torch.float16:
+        # Into float16's range, by a power of two: factors are as small as 1 / N, and as large as a loss scale.
+        largest = torch.where(factor.isfinite(), factor.abs(), 0).amax() if N else factor.new_zeros(())
+        peak = torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), largest.frexp().exponent), 1)
+        factor = factor / peak
+    else:
+        peak = None
+    # On CUDA the number of valid rows would have to be waited for.
+    index = None
+    if input.is_cpu and (target == ignore_index).any():
+        index = (target != ignore_index).nonzero().squeeze(1)
+        N = len(index)
+    kind = "cpu" if input.is_cpu else "cuda"
+    most = max(_LEAST_ROWS[kind], _CHUNK_BYTES[kind] // (C * input.element_size()))
+    step = -(-N // max(-(-N // most), 1))  # chunks of equal size
+    block = max(_BLOCK_BYTES[kind] // max(linear_weight[0].nbytes, 1), 1)
+    blocks = [slice(c, c + block) for c in range(0, C, block)]
+    buffer = input.new_empty((step, C))
+    for start in range(0, N, max(step, 1)):
+        rows = slice(start, min(start + step, N))
+        rows = rows if index is None else index[rows]
+        x, y = input[rows], target[rows]
+        logits = buffer[: len(x)]
+        for part in blocks:
+            if linear_bias is None:
+                torch.mm(x, linear_weight[part].t(), out=logits[:, part])
+            else:
+                torch.addmm(linear_bias[part], x, linear_weight[part].t(), out=logits[:, part])
+        if bins:
+            chunk_counts, bin[rows] = torch.ops.fastloss.gradient_norms(logits, y, bins, ignore_index)
+            counts += chunk_counts
+        settings = (y, weight, parameter, ignore_index, autograd._ENUMERATIONS["reduction"]["none"])
+        if not any(wanted):
+            losses[rows] = op.value(logits, *settings)
+            continue
+        losses[rows], _ = op.inplace(logits, *settings)
+        if factor is not None:
+            torch.ops.fastloss.scale_gradient.inplace(logits, factor[rows], None)
+        if wanted[0]:
+            grad_input[rows] = torch.mm(logits, linear_weight)
+        if wanted[1]:
+            for part in blocks:
+                if half:
+                    grad_weight[part] += torch.mm(logits[:, part].t(), x)
+                else:
+                    grad_weight[part].addmm_(logits[:, part].t(), x)
+        if wanted[2]:
+            grad_bias += logits.sum(0, dtype=grad_bias.dtype)
+    if peak is not None:
+        for grad in grads:
+            grad *= peak
+    return losses, bin, counts, *grads
+
+
+@_linear_rows.register_fake
+def _(input, linear_weight, linear_bias, target, weight, loss, parameter, ignore_index, factor, bins, wanted):
+    return _results(input, linear_weight, target, bins, wanted)
+
+
+def _results(input, linear_weight, target, bins, wanted):
+    """What _linear_rows returns, uninitialised."""
+    accumulate = torch.float64 if input.dtype == torch.float64 else torch.float32
+    C, H = linear_weight.shape
+    return (
+        input.new_empty(target.shape, dtype=accumulate),
+        input.new_empty(target.shape if bins else 0, dtype=torch.int32),
+        input.new_empty(bins, dtype=torch.int64),
+        input.new_empty(input.shape if wanted[0] else 0),
+        input.new_empty((C, H) if wanted[1] else 0, dtype=accumulate),
+        input.new_empty(C if wanted[2] else 0, dtype=accumulate),
+    )
+
+
+@torch.library.custom_op("fastloss::ghm_bin_weights", mutates_args=("running_histogram", "num_updates"))
+def _ghm_bin_weights(
+    counts: Tensor,
+    momentum: float,
+    normalizer: str,
+    bias_correction: bool,
+    running_histogram: Tensor | None,
+    num_updates: Tensor | None,
+    training: bool,
+) -> Tensor:
+    return reference.ghm_bin_weight(
+        counts, momentum, normalizer, bias_correction, running_histogram, num_updates, training
+    )
+
+
+@_ghm_bin_weights.register_fake
+def _(counts, momentum, normalizer, bias_correction, running_histogram, num_updates, training):
+    return counts.new_empty(counts.shape, dtype=torch.float64)
+
+
+class _Linear:
+    """What the three modules share: a linear layer, whose weight and bias are the parameters."""
+
+    linear: nn.Linear
+
+    def extra_repr(self) -> str:
+        linear = self.linear
+        shape = f"in_features={linear.in_features}, num_classes={linear.out_features}, bias={linear.bias is not None}"
+        return f"{shape}, {super().extra_repr()}"
+
+    def _call(self, function, input: Tensor, target: Tensor, **settings) -> Tensor:
+        linear = self.linear
+        return function(input, linear.weight, target, linear_bias=linear.bias, **self._settings(), **settings)
+
+
+class LinearCrossEntropyLoss(_Linear, modules._Loss):
+    """:func:`fastloss.linear_cross_entropy` as a module with the linear layer in it, after
+    :class:`torch.nn.LinearCrossEntropyLoss`.
+
+    Example:
+        >>> loss = fastloss.LinearCrossEntropyLoss(4, 3)
+        >>> loss(torch.zeros(2, 4), torch.tensor([0, 2]))
+        tensor(1.0986, grad_fn=<_LinearLossBackward>)
+    """
+
+    weight: Tensor | None
+    ignore_index: int
+    reduction: str
+    label_smoothing: float
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ):
+        super().__init__(ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)
+        self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
+        self.register_buffer("weight", weight)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return self._call(linear_cross_entropy, input, target, weight=self.weight)
+
+
+class LinearFocalLoss(_Linear, modules._Loss):
+    """:func:`fastloss.linear_focal_loss` as a module with the linear layer in it.
+
+    Example:
+        >>> loss = fastloss.LinearFocalLoss(4, 3)
+        >>> loss(torch.zeros(2, 4), torch.tensor([0, 2]))
+        tensor(0.4883, grad_fn=<_LinearLossBackward>)
+    """
+
+    weight: Tensor | None
+    gamma: float
+    ignore_index: int
+    reduction: str
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        weight: Tensor | None = None,
+        gamma: float = 2.0,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ):
+        super().__init__(gamma=gamma, ignore_index=ignore_index, reduction=reduction)
+        self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
+        self.register_buffer("weight", weight)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return self._call(linear_focal_loss, input, target, weight=self.weight)
+
+
+class LinearGHMCLoss(_Linear, modules._GHMLoss):
+    """:func:`fastloss.linear_ghmc_loss` as a module with the linear layer in it, that owns the running statistics.
+
+    Example:
+        >>> loss = fastloss.LinearGHMCLoss(4, 3)
+        >>> loss(torch.zeros(2, 4), torch.tensor([0, 2]))
+        tensor(1.0986, grad_fn=<_LinearLossBackward>)
+    """
+
+    ignore_index: int
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        bins: int = 10,
+        momentum: float = 0.0,
+        normalizer: str = "nonempty",
+        bias_correction: bool = True,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ):
+        super().__init__(
+            bins=bins,
+            momentum=momentum,
+            normalizer=normalizer,
+            bias_correction=bias_correction,
+            ignore_index=ignore_index,
+            reduction=reduction,
+        )
+        self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return self._call(linear_ghmc_loss, input, target, **self._state())
