@@ -92,10 +92,7 @@ coverage: build
 	$(BIN)/gcovr --root . --filter csrc/ --merge-mode-functions merge-use-line-0 --print-summary \
 		--html-details build/coverage/cpp.html build
 
-# Two seeds, since three take longer than ten minutes on two cores. Threads that spin while they wait for one another
-# are slow beside any other load: a training step then took 335 ms, and 54 ms with passive waiting.
-compare study: export OMP_WAIT_POLICY ?= passive
-
+# Two seeds, since three take longer than ten minutes on two cores.
 compare: build
 	$(BIN)/fastloss compare --seeds 42 1 $(ARGS)
 
