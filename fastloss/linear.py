@@ -23,6 +23,9 @@ Shared by all:
 Errors are those of :mod:`fastloss.functional`.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -185,11 +188,18 @@ def linear_ghmc_loss(
     return _linear_loss("ghmc_loss", input, linear_weight, target, linear_bias, settings)
 
 
-def _linear_loss(name: str, input, linear_weight, target, linear_bias, settings: dict) -> Tensor:
+def _linear_loss(
+    name: str,
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    settings: dict[str, Any],
+) -> Tensor:
     tensors = (input, linear_weight, target, linear_bias, *settings.values())
     if has_torch_function_variadic(*tensors):
-        public, arguments = globals()["linear_" + name], (input, linear_weight, target)
-        return handle_torch_function(public, tensors, *arguments, linear_bias=linear_bias, **settings)
+        public = globals()["linear_" + name]
+        return handle_torch_function(public, tensors, input, linear_weight, target, linear_bias=linear_bias, **settings)
     dtype = _check(input, linear_weight, target, linear_bias)
     op = autograd.OPS[name]
     # The loss of no rows: the op's own checks of the settings, before anything is computed or written.
@@ -213,10 +223,11 @@ def _linear_loss(name: str, input, linear_weight, target, linear_bias, settings:
     # Once its weights are known, GHM-C is cross entropy with a factor for each row.
     loss, parameter = ("cross_entropy", 0.0) if ghm else (name, *settings.values())
     call = (loss, float(parameter), ignore_index, reduction, dtype, wanted)
-    return _LinearLoss.apply(input, linear_weight, linear_bias, target, weight, call, *ghm.values())
+    apply: Any = _LinearLoss.apply
+    return apply(input, linear_weight, linear_bias, target, weight, call, *ghm.values())
 
 
-def _check(input, linear_weight, target, linear_bias) -> torch.dtype:
+def _check(input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None) -> torch.dtype:
     """Refuses what does not fit together; the dtype to compute in."""
     named = {"input": input, "linear_weight": linear_weight, "target": target}
     if linear_bias is not None:
@@ -254,7 +265,17 @@ def _check(input, linear_weight, target, linear_bias) -> torch.dtype:
 
 class _LinearLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, linear_weight, linear_bias, target, weight, call, bins=0, *ghm):
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        linear_weight: Tensor,
+        linear_bias: Tensor | None,
+        target: Tensor,
+        weight: Tensor | None,
+        call: tuple[Any, ...],
+        bins: int = 0,
+        *ghm: Any,
+    ) -> Tensor:
         loss, parameter, ignore_index, reduction, dtype, wanted = call
         rows = _cast(input, linear_weight, linear_bias, target, dtype)
         # A factor for each row has to meet the gradient before that is summed over the rows.
@@ -279,7 +300,7 @@ class _LinearLoss(torch.autograd.Function):
         return total / denominator if reduction == "mean" else total
 
     @staticmethod
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         loss, parameter, ignore_index, reduction, dtype, wanted = ctx.call
         nothing = (None,) * (3 + ctx.num_ghm)
         compiling = torch.compiler.is_compiling()
@@ -295,16 +316,17 @@ class _LinearLoss(torch.autograd.Function):
         if ctx.summed and reduction == "none":
             rows = _cast(input, linear_weight, linear_bias, target, dtype)
             _, _, _, *grads = _linear_rows(*rows, weight, loss, parameter, ignore_index, factor, 0, wanted)
-            factor = None
+        else:
+            grads = [
+                _scaled(grad, factor, overwrite) if want else grad for grad, want in zip(grads, wanted, strict=True)
+            ]
         results = []
         for grad, like, want in zip(grads, (input, linear_weight, linear_bias), wanted, strict=True):
-            if want and factor is not None:
-                grad = _scaled(grad, factor, overwrite)
             results.append(grad.to(like.dtype).view(like.shape) if want else None)
         return *results, *nothing
 
 
-def _scaled(grad, factor, overwrite: bool):
+def _scaled(grad: Tensor, factor: Tensor, overwrite: bool) -> Tensor:
     if torch.compiler.is_compiling() or autograd._is_seen(factor):
         return autograd._scaled(grad, factor, None)
     if overwrite:
@@ -313,7 +335,7 @@ def _scaled(grad, factor, overwrite: bool):
     return torch.ops.fastloss.scale_gradient.default(grad, factor, None)
 
 
-def _double_backward(ctx, grad_output):
+def _double_backward(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
     """The gradients by whole logits and a loss that can be differentiated twice."""
     loss, parameter, ignore_index, reduction, dtype, wanted = ctx.call
     *_, denominator, beta, input, linear_weight, linear_bias, target, weight = ctx.saved_tensors
@@ -337,20 +359,22 @@ def _double_backward(ctx, grad_output):
     return [next(found) if want else None for want in wanted]
 
 
-def _cast(input, linear_weight, linear_bias, target, dtype):
+def _cast(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Rows, and everything in the dtype to compute in."""
     bias = linear_bias if linear_bias is None else linear_bias.to(dtype)
     return input.reshape(-1, input.shape[-1]).to(dtype), linear_weight.to(dtype), bias, target.flatten()
 
 
-def _denominator(target, weight, ignore_index: int, losses):
+def _denominator(target: Tensor, weight: Tensor | None, ignore_index: int, losses: Tensor) -> Tensor:
     valid = target != ignore_index
     if weight is None:
         return valid.sum().to(losses.dtype)
     return _ordered_sum(reference.row_weight_of(weight, target, valid, losses))
 
 
-def _ordered_sum(values):
+def _ordered_sum(values: Tensor) -> Tensor:
     """The same bits at any number of threads: torch adds up more than 32768 numbers in an order that depends on it."""
     return torch.stack([part.sum() for part in values.split(16384)]).cumsum(0)[-1]
 
@@ -375,7 +399,8 @@ def _linear_rows(
     """
     op = autograd.OPS[loss]
     N, C = len(input), len(linear_weight)
-    losses, bin, counts, *grads = _results(input, linear_weight, target, bins, wanted)
+    results = _results(input, linear_weight, target, bins, wanted)
+    losses, bin, counts, *grads = results
     for result in (losses, counts, *grads):
         result.zero_()
     bin.fill_(-1)
@@ -400,8 +425,8 @@ def _linear_rows(
     blocks = [slice(c, c + block) for c in range(0, C, block)]
     buffer = input.new_empty((step, C))
     for start in range(0, N, max(step, 1)):
-        rows = slice(start, min(start + step, N))
-        rows = rows if index is None else index[rows]
+        chunk = slice(start, min(start + step, N))
+        rows = chunk if index is None else index[chunk]
         x, y = input[rows], target[rows]
         logits = buffer[: len(x)]
         for part in blocks:
@@ -432,15 +457,29 @@ def _linear_rows(
     if peak is not None:
         for grad in grads:
             grad *= peak
-    return losses, bin, counts, *grads
+    return results
 
 
 @_linear_rows.register_fake
-def _(input, linear_weight, linear_bias, target, weight, loss, parameter, ignore_index, factor, bins, wanted):
+def _(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    loss: str,
+    parameter: float,
+    ignore_index: int,
+    factor: Tensor | None,
+    bins: int,
+    wanted: list[bool],
+) -> Any:
     return _results(input, linear_weight, target, bins, wanted)
 
 
-def _results(input, linear_weight, target, bins, wanted):
+def _results(
+    input: Tensor, linear_weight: Tensor, target: Tensor, bins: int, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What _linear_rows returns, uninitialised."""
     accumulate = torch.float64 if input.dtype == torch.float64 else torch.float32
     C, H = linear_weight.shape
@@ -470,11 +509,19 @@ def _ghm_bin_weights(
 
 
 @_ghm_bin_weights.register_fake
-def _(counts, momentum, normalizer, bias_correction, running_histogram, num_updates, training):
+def _(
+    counts: Tensor,
+    momentum: float,
+    normalizer: str,
+    bias_correction: bool,
+    running_histogram: Tensor | None,
+    num_updates: Tensor | None,
+    training: bool,
+) -> Any:
     return counts.new_empty(counts.shape, dtype=torch.float64)
 
 
-class _Linear:
+class _Linear(modules._Loss):
     """What the three modules share: a linear layer, whose weight and bias are the parameters."""
 
     linear: nn.Linear
@@ -484,12 +531,12 @@ class _Linear:
         shape = f"in_features={linear.in_features}, num_classes={linear.out_features}, bias={linear.bias is not None}"
         return f"{shape}, {super().extra_repr()}"
 
-    def _call(self, function, input: Tensor, target: Tensor, **settings) -> Tensor:
+    def _call(self, function: Callable[..., Tensor], input: Tensor, target: Tensor, **settings: Any) -> Tensor:
         linear = self.linear
         return function(input, linear.weight, target, linear_bias=linear.bias, **self._settings(), **settings)
 
 
-class LinearCrossEntropyLoss(_Linear, modules._Loss):
+class LinearCrossEntropyLoss(_Linear):
     """:func:`fastloss.linear_cross_entropy` as a module with the linear layer in it, after
     :class:`torch.nn.LinearCrossEntropyLoss`.
 
@@ -516,7 +563,7 @@ class LinearCrossEntropyLoss(_Linear, modules._Loss):
         ignore_index: int = -100,
         reduction: str = "mean",
         label_smoothing: float = 0.0,
-    ):
+    ) -> None:
         super().__init__(ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)
         self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
         self.register_buffer("weight", weight)
@@ -525,7 +572,7 @@ class LinearCrossEntropyLoss(_Linear, modules._Loss):
         return self._call(linear_cross_entropy, input, target, weight=self.weight)
 
 
-class LinearFocalLoss(_Linear, modules._Loss):
+class LinearFocalLoss(_Linear):
     """:func:`fastloss.linear_focal_loss` as a module with the linear layer in it.
 
     Example:
@@ -551,7 +598,7 @@ class LinearFocalLoss(_Linear, modules._Loss):
         gamma: float = 2.0,
         ignore_index: int = -100,
         reduction: str = "mean",
-    ):
+    ) -> None:
         super().__init__(gamma=gamma, ignore_index=ignore_index, reduction=reduction)
         self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
         self.register_buffer("weight", weight)
@@ -585,7 +632,7 @@ class LinearGHMCLoss(_Linear, modules._GHMLoss):
         bias_correction: bool = True,
         ignore_index: int = -100,
         reduction: str = "mean",
-    ):
+    ) -> None:
         super().__init__(
             bins=bins,
             momentum=momentum,
