@@ -3,12 +3,14 @@
 # make test      every test
 # make test-emulator   the tests of the emulator that runs the CUDA kernels (tools/ptxsim; needs nvcc)
 # make bench     every benchmark (bench-quick: under three minutes)
-# make wheel     the wheel in dist/, with CUDA kernels where nvcc is found
+# make wheel     the wheel in dist/, for every Linux that torch supports, with CUDA kernels where nvcc is found
 # make build     compiles what has changed since the last time
 # make debug     the libraries with symbols and assertions, until the next make build
 # make docs      the pages in build/docs, their examples run
 # make coverage  what the tests run of Python and C++, in build/coverage
-# make lint      ruff, clang-format and mypy
+# make lint      ruff, clang-format, and every header alone
+# make test-torch TORCH=2.10.0   the tests of the wheel in dist/ on that torch, in an environment of its own
+# make gpu-check every check and figure that takes a GPU, in gpu-check/ (no network, under 25 minutes)
 #
 # Everything installs into .venv and builds first. `make TORCH=2.14.1 VENV=.venv-2.14 test` takes another torch.
 
@@ -20,11 +22,17 @@ TORCH ?= $(shell sed -n 's/.*"torch==\([0-9.]*\)".*/\1/p' pyproject.toml)
 FASTLOSS_CUDA ?= $(if $(shell command -v nvidia-smi 2>/dev/null),auto,0)
 export FASTLOSS_CUDA
 
+# A wheel has CUDA kernels where nvcc is found (1: or fails, 0: none), and serves these Pythons too, if any are given.
+WHEEL_CUDA ?= auto
+PYTHONS ?=
+WHEEL ?= $(lastword $(sort $(wildcard dist/*.whl)))
+
 BIN = $(VENV)/bin
 SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tools/ptxsim/*.h' 'tools/ptxsim/*.inc' 'tools/ptxsim/*.cpp' 'tools/ptxsim/*.cu')
 INSTALLED = $(VENV)/.installed-$(TORCH)
 
-.PHONY: build compare study test test-emulator bench bench-quick wheel debug docs coverage lint format install
+.PHONY: build compare study test test-emulator bench bench-quick wheel test-torch gpu-wheels gpu-check debug docs coverage
+.PHONY: lint format install
 .DEFAULT_GOAL := compare
 
 $(INSTALLED): pyproject.toml
@@ -102,14 +110,30 @@ bench-quick: build
 	$(RECYCLED) $(BENCH) -m quick --benchmark-max-time=2 --benchmark-json=runs/bench-quick.json
 	$(BIN)/python benchmarks/report.py runs/bench-quick.json
 
+# For driver 525 and later: tools/cuda12_toolkit.sh build/cuda-12.4 && CUDA_HOME=build/cuda-12.4 make wheel
+wheel: export FASTLOSS_CUDA = $(WHEEL_CUDA)
 wheel: install
-	FASTLOSS_CUDA=auto $(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+	tools/build_wheel.sh $(BIN)/python $(PYTHONS)
+
+test-torch:
+	tools/test_torch.sh $(TORCH) $(WHEEL) $(ARGS)
+
+# What a GPU machine without a network needs beside the sources, for its Python.
+gpu-wheels: install
+	mkdir -p build/gpu-wheels
+	$(BIN)/python -m pip download --quiet --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \
+		--platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --dest build/gpu-wheels \
+		hypothesis ninja pytest 'setuptools>=77'
+	$(if $(WHEEL),cp $(WHEEL) build/gpu-wheels/)
+
+# Nothing is installed: it takes the Python that has torch, and the fastloss that it has or a build for this GPU alone.
+gpu-check:
+	$(PYTHON) tools/gpu_check.py $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
-	$(BIN)/mypy
 	PYTHON=$(BIN)/python tools/check_headers.sh
 
 format: install

@@ -55,6 +55,7 @@ CXX_FLAGS = [
     "-fPIC",
     "-fvisibility=hidden",
     "-Wall",
+    "-Wextra",
     "-Werror=switch",  # a loss that is forgotten somewhere does not compile
     "-Wno-psabi",  # vectors wider than the baseline's registers never cross a call
     # Templates of the C++ standard library are compiled here, so that an older one suffices where this is run.

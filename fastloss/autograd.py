@@ -42,8 +42,10 @@ class LossOp:
             for i, argument in enumerate(arguments)
             if isinstance(argument.type, torch.TensorType | torch.OptionalType)
         )
-        # What a double backward pass may read again. What an op writes (GHM's state) has moved on by then.
-        self.saved = tuple(i for i, *_ in self.tensors if arguments[i].alias_info is None)
+        # What a double backward pass may read again: the first arguments. What an op writes (GHM's state) has moved on.
+        saved = [i for i, *_ in self.tensors if arguments[i].alias_info is None]
+        self.num_saved = len(saved)
+        assert saved == list(range(self.num_saved)), f"the schema of {name} has its tensors elsewhere"
         self.ghmc = "bins" in self.names
 
     def check(self, args: Sequence[Any]) -> None:
@@ -140,16 +142,16 @@ class _FusedLoss(torch.autograd.Function):
         else:
             loss, grad, stored_scale, *bin_weight = op.with_grad(input, *args)
             # More than grad is only for a backward pass that is itself differentiable.
-            ctx.save_for_backward(grad, input, *bin_weight, *[args[i] for i in op.saved])
-        ctx.call = (name, inplace_backward)
+            ctx.save_for_backward(grad, input, *args[: op.num_saved], *bin_weight)
+        # Not those that are saved: a finished loss keeps none of them alive.
+        ctx.call = (op, inplace_backward, args[op.num_saved :])
         ctx.stored_scale = stored_scale if input.dtype == torch.float16 else None
-        ctx.settings = [None if i in op.saved else arg for i, arg in enumerate(args)]
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        name, inplace_backward = ctx.call
-        nothing = (None,) * (2 + len(ctx.settings))
+        op, inplace_backward, _ = ctx.call
+        nothing = (None,) * (2 + len(op.names))
         if torch.compiler.is_compiling():
             return _scaled(ctx.saved_tensors[0], grad_output, ctx.stored_scale), *nothing
         if torch.is_grad_enabled():
@@ -157,7 +159,7 @@ class _FusedLoss(torch.autograd.Function):
         if inplace_backward:
             if ctx.used:
                 raise RuntimeError(
-                    f"fastloss.{name} was called with inplace_backward=True, so its gradient exists once, in the "
+                    f"fastloss.{op.name} was called with inplace_backward=True, so its gradient exists once, in the "
                     "memory of the logits; a second backward pass needs inplace_backward=False."
                 )
             ctx.used = True
@@ -207,24 +209,20 @@ def _scaled(grad: Tensor, grad_output: Tensor, stored_scale: Tensor | None) -> T
 
 def _double_backward(ctx: Any, grad_output: Tensor) -> Tensor:
     """The gradient by the reference, so that it can be differentiated again."""
-    name, inplace_backward = ctx.call
-    op = OPS[name]
+    op, inplace_backward, settings = ctx.call
     if inplace_backward:
         raise RuntimeError(
-            f"fastloss.{name} was called with inplace_backward=True, which destroys the logits, so its gradient cannot "
-            "be differentiated again; create_graph=True needs inplace_backward=False."
+            f"fastloss.{op.name} was called with inplace_backward=True, which destroys the logits, so its gradient "
+            "cannot be differentiated again; create_graph=True needs inplace_backward=False."
         )
     _, input, *saved = ctx.saved_tensors  # raises if one of them has changed since
-    bin_weight: Any = saved.pop(0) if op.ghmc else None
-    args = list(ctx.settings)
-    for i, tensor in zip(op.saved, saved, strict=True):
-        args[i] = tensor
-    settings = op.decode(args)
+    bin_weight: Any = saved.pop() if op.ghmc else None
+    settings = op.decode((*saved, *settings))
     logits, grad_output = _without_ignored(input, grad_output, settings)
     if op.ghmc:
         loss = _weighted_by_bins(logits, bin_weight, settings, input)
     else:
-        loss = getattr(reference, name)(logits, **settings)
+        loss = getattr(reference, op.name)(logits, **settings)
     return torch.autograd.grad(loss, input, grad_output, create_graph=True)[0]
 
 

@@ -48,7 +48,12 @@ _unpacks_one = callable(getattr(_attribute("_C._autograd.SavedTensor"), "unpack"
 
 def first_saved(ctx: Any) -> torch.Tensor:
     """``ctx.saved_tensors[0]``, whatever has become of the others. Fallback: refuses if one of them has changed."""
-    return ctx._raw_saved_tensors[0].unpack() if _unpacks_one else ctx.saved_tensors[0]
+    try:
+        return ctx.saved_tensors[0]  # quicker, and refuses if any of them has changed
+    except RuntimeError:
+        if not _unpacks_one:
+            raise
+        return ctx._raw_saved_tensors[0].unpack()
 
 
 _has_level = hasattr(forward_ad, "_current_level")

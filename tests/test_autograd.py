@@ -369,7 +369,7 @@ def test_double_backward_notices_every_changed_tensor(loss, device):
     """Weights and masks as well as targets: each that the op does not write."""
     name, options, takes_weight = (*LOSSES[loss], False)[:3]
     op = OPS[name]
-    for changed in [op.names[i] for i in op.saved]:
+    for changed in op.names[: op.num_saved]:
         x, target = (make_sigmoid if loss.startswith("sigmoid") else make_softmax)((12, 5), device=device)
         tensors = {"target": target}
         if takes_weight:

@@ -1,5 +1,6 @@
 """What nvcc makes of the CUDA kernels: no register spills, 16-byte accesses; what a build without CUDA does instead."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,17 @@ def test_build_info():
         assert info["cuda_architectures"] == []
     else:
         assert float(info["cuda_version"]) >= 12 and info["cuda_architectures"]
+
+
+@pytest.mark.parametrize(
+    "name", ["cross_entropy", "focal_loss", "ghmc_loss", "sigmoid_focal_loss", "sigmoid_ghmc_loss"]
+)
+def test_cuda_ops_are_registered(name):
+    """Where there is no GPU, too: by ops.cu, or by the file that says what is missing."""
+    registered = re.search(
+        r"^CUDA: registered at \S*/(\S+):", torch._C._dispatch_dump(f"fastloss::{name}"), re.M
+    ).group(1)
+    assert registered == ("missing.cpp" if fastloss.build_info()["cuda_version"] is None else "ops.cu")
 
 
 @pytest.mark.skipif(fastloss.build_info()["cuda_version"] is not None, reason="built with CUDA")

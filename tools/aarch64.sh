@@ -45,5 +45,5 @@ mv "$folder"/fastloss/_C.*.so "$folder/fastloss/_C.cpython-311-aarch64-linux-gnu
 cp -r fastloss/*.py "$folder/fastloss/"
 
 qemu-aarch64-static -cpu max -L "$root" -E OMP_NUM_THREADS=1 -E PYTHONPATH="$folder:$packages" \
-  -E LD_LIBRARY_PATH="$root/usr/lib/aarch64-linux-gnu" -E PYTHONDONTWRITEBYTECODE=1 \
+  -E LD_LIBRARY_PATH="$root/usr/lib/aarch64-linux-gnu" -E PYTHONDONTWRITEBYTECODE=1 -E PYTHONSAFEPATH=1 \
   "$root/usr/bin/python3.11" -m pytest -p no:cacheprovider "$@"

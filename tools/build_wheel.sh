@@ -24,7 +24,7 @@ if [ ! -e "$glibc/libc.so" ]; then
   ZIG_GLOBAL_CACHE_DIR=$glibc/cache ZIG_LOCAL_CACHE_DIR=$glibc/cache $tools/bin/python -m ziglang cc \
     -target "$(uname -m)-linux-gnu.2.28" -shared "$glibc/nothing.c" -o "$glibc/nothing.so"
   cp "$glibc"/cache/o/*/lib{c,dl,ld,m,pthread,rt}.so.* "$glibc/"
-  for library in dl m pthread rt; do ln -sf lib$library.so.* "$glibc/lib$library.so"; done
+  (cd "$glibc" && for library in dl m pthread rt; do ln -s lib$library.so.* lib$library.so; done)
   # A flag of glibc 2.32 that libstdc++'s headers read: there may be several threads.
   echo 'char __libc_single_threaded __attribute__((visibility("hidden"))) = 0;' |
     cc -x c -fPIC -c - -o "$glibc/single_threaded.o"

@@ -43,7 +43,11 @@ template <class... Parameters>
 cudaError_t launch_kernel(void (*kernel)(Parameters...), int blocks, int threads, int shared_bytes, cudaStream_t stream,
                           const std::type_identity_t<Parameters>&... arguments) {
   if (shared_bytes > kDefaultSharedBytes) {
-    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+    // Always the same, so that two threads which launch the kernel with different sizes do not undo each other's.
+    DeviceLimits limits;
+    cudaError_t error = limits_of_device(&limits);
+    if (error != cudaSuccess) return error;
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes);
     if (error != cudaSuccess) return error;
   }
   kernel<<<blocks, threads, shared_bytes, stream>>>(arguments...);

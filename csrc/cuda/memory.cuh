@@ -103,24 +103,110 @@ __device__ __forceinline__ void store_shared_pack(T* shared, const Pack<T>& pack
                : "memory");
 }
 
+// K elements side by side: one, or a run of them in accesses of 16 bytes (of fewer for the mask).
+template <class U, int K>
+struct alignas(K * sizeof(U) < 16 ? K * sizeof(U) : 16) Run {
+  U at[K];
+};
+
+template <int K, class U>
+__device__ __forceinline__ Run<U, K> load_run(const U* source) {
+  if constexpr (K * sizeof(U) < 16) {
+    return *reinterpret_cast<const Run<U, K>*>(source);
+  } else {
+    Run<U, K> run;
+#pragma unroll
+    for (int k = 0; k < K; k += Pack<U>::kSize) reinterpret_cast<Pack<U>&>(run.at[k]) = load_pack(source + k);
+    return run;
+  }
+}
+
+template <int K, class U>
+__device__ __forceinline__ void store_run(U* target, const Run<U, K>& run) {
+  if constexpr (K * sizeof(U) < 16) {
+    *reinterpret_cast<Run<U, K>*>(target) = run;
+  } else {
+#pragma unroll
+    for (int k = 0; k < K; k += Pack<U>::kSize) store_pack(target + k, reinterpret_cast<const Pack<U>&>(run.at[k]));
+  }
+}
+
+// The same in shared memory.
+template <int K, class U>
+__device__ __forceinline__ Run<U, K> load_shared_run(const U* source) {
+  if constexpr (K * sizeof(U) < 16) {
+    return *reinterpret_cast<const Run<U, K>*>(source);
+  } else {
+    Run<U, K> run;
+    reinterpret_cast<Pack<U>&>(run) = load_shared_pack(source);
+    return run;
+  }
+}
+
+template <int K, class U>
+__device__ __forceinline__ void store_shared_run(U* target, const Run<U, K>& run) {
+  if constexpr (K * sizeof(U) < 16) {
+    *reinterpret_cast<Run<U, K>*>(target) = run;
+  } else {
+    store_shared_pack(target, reinterpret_cast<const Pack<U>&>(run));
+  }
+}
+
+// Copies of 16 aligned bytes to shared memory that go on while the thread does; in order, they are waited for in
+// groups. A Turing GPU waits for each.
+template <class T>
+__device__ __forceinline__ void copy_pack(T* shared, const T* global) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(shared))),
+               "l"(__cvta_generic_to_global(global))
+               : "memory");
+#else
+  store_shared_pack(shared, load_pack(global));
+#endif
+}
+
+// The copies since the last call are a group.
+__device__ __forceinline__ void commit_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits for this thread's copies but those of the last `groups` groups.
+template <int groups>
+__device__ __forceinline__ void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
+#endif
+}
+
 __device__ __forceinline__ bool same_alignment(const void* a, const void* b) {
   return ((reinterpret_cast<uintptr_t>(a) ^ reinterpret_cast<uintptr_t>(b)) & 15) == 0;
 }
 
-// Cuts elements [0, count) at `at` into aligned 16-byte packs and the elements before and after them:
+// Elements at `at` before the next 16 aligned bytes, and before the next 32.
+template <class T>
+__device__ __forceinline__ int elements_before_pack(const T* at) {
+  return int((16 - (reinterpret_cast<uintptr_t>(at) & 15)) % 16 / sizeof(T));
+}
+template <class T>
+__device__ __forceinline__ int elements_before_sector(const T* at) {
+  return int((32 - (reinterpret_cast<uintptr_t>(at) & 31)) % 32 / sizeof(T));
+}
+
+// Cuts elements [0, count) into aligned 16-byte packs and the elements before and after them:
 //   for (i < packs) access pack(i) .. pack(i) + Pack<T>::kSize - 1;  for (i < scalars) access scalar(i)
-// Without `vectorize` all are scalars: for two buffers that are not aligned alike.
 template <class T, class Index>
 struct Split {
   Index head, packs, scalars;
 
-  __device__ Split(const T* at, Index count, bool vectorize) {
-    constexpr Index size = Pack<T>::kSize;
-    Index before = Index((16 - (reinterpret_cast<uintptr_t>(at) & 15)) % 16 / sizeof(T));
-    head = vectorize ? (before < count ? before : count) : count;
-    packs = (count - head) / size;
-    scalars = count - packs * size;
+  // before: elements_before_pack of the first; or count, and all are scalars: for buffers that are not aligned alike.
+  __device__ Split(Index before, Index count) : head(min(before, count)) {
+    packs = (count - head) / Index(Pack<T>::kSize);
+    scalars = count - packs * Index(Pack<T>::kSize);
   }
+  __device__ Split(const T* at, Index count, bool vectorize)
+      : Split(vectorize ? Index(elements_before_pack(at)) : count, count) {}
   __device__ Index pack(Index i) const { return head + i * Pack<T>::kSize; }
   __device__ Index scalar(Index i) const { return i < head ? i : i + packs * Pack<T>::kSize; }
 };

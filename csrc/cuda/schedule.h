@@ -14,23 +14,25 @@ namespace fastloss {
 // nor do the sums.
 constexpr int kMaxBlocks = 8192;
 constexpr int kMaxCountBlocks = 256;
-constexpr int kMaxTileBlocks = 2048;  // their beginning and end are a good part of small tiles' work
+constexpr int kMaxTileBlocks = 1024;  // all of them at work at once on a large GPU
 constexpr int kMaxScaleBlocks = 1024;
 // Tests lower it, so that small batches loop too.
 inline int max_blocks = kMaxBlocks;
 
 constexpr int kCountThreads = 256;
-constexpr int kTileThreads = 128;
 constexpr int kMaxTileClasses = 32;
-constexpr int kMaxRowThreads = 512;
-constexpr int kPositionThreads = 128;
+// Each warp has two tiles of 32 rows in shared memory; those of float64 are large.
+constexpr int tile_threads(size_t element) { return element == 8 ? 64 : 128; }
+// Half as many where the registers of a multiprocessor would not do.
+constexpr int max_row_threads(size_t element, bool smooths) { return element == 8 || smooths ? 512 : 1024; }
+constexpr int kPositionThreads = 256;
 constexpr int kSigmoidThreads = 256;
 constexpr int kScaleThreads = 256;
 
 constexpr int kPackBytes = 16;  // the widest access of a thread
-// Shared memory of a block: what its static part takes at most where rows are staged, and how much of the rest it may
+// Shared memory of a block: what its static part takes at most, a histogram, and how much of the rest it may
 // have without asking for it.
-constexpr int kStaticSharedBytes = 1024;
+constexpr int kStaticSharedBytes = 9 * 1024;
 constexpr int kDefaultSharedBytes = 48 * 1024 - kStaticSharedBytes;
 
 struct DeviceLimits {
@@ -40,15 +42,23 @@ struct DeviceLimits {
 // A path has code of its own. Logits are read once where that is enough, because nothing is computed from them twice,
 // or because they are kept in shared memory; else twice.
 enum class SoftmaxPath : int32_t {
-  tile,
+  tile_4,  // up to so many classes
+  tile_8,
+  tile_12,
+  tile_16,
+  tile_24,
+  tile_32,
   part_rows,  // a row for a part of a warp
   part_rows_staged,
   block_rows,
   block_rows_staged,
-  block_rows_twice,
+  block_rows_partly,  // what does not fit
   positions,
   positions_staged,
-  positions_twice,
+  positions_partly,
+  wide_positions,  // 16 bytes of decisions that lie side by side
+  wide_positions_staged,
+  wide_positions_partly,
   count,
 };
 // Sigmoid decisions in runs of 16 bytes, or one by one where a tensor is not aligned for that.
@@ -64,8 +74,11 @@ struct SoftmaxSchedule {
   int blocks, threads;
   int shared_bytes;     // of a block, dynamic
   int rows;             // of a block at a time
+  int tile_bytes;       // tiles, positions: of shared memory for a tile
   int threads_per_row;  // part_rows, block_rows
   int row_bytes;        // part_rows, block_rows: of shared memory for each row
+  int warps;            // positions: that share a tile's classes
+  int kept_classes;     // positions
   int32_t code() const { return int32_t(path); }
 };
 
@@ -84,15 +97,23 @@ struct ScaleSchedule {
 
 // By code.
 constexpr const char* kCudaScheduleNames[] = {
-    "cuda softmax tile",
+    "cuda softmax tile of 4 classes",
+    "cuda softmax tile of 8 classes",
+    "cuda softmax tile of 12 classes",
+    "cuda softmax tile of 16 classes",
+    "cuda softmax tile of 24 classes",
+    "cuda softmax tile of 32 classes",
     "cuda softmax part of a warp a row",
     "cuda softmax part of a warp a row, staged",
     "cuda softmax block a row",
     "cuda softmax block a row, staged",
-    "cuda softmax block a row, read twice",
+    "cuda softmax block a row, partly staged",
     "cuda softmax positions",
     "cuda softmax positions, staged",
-    "cuda softmax positions, read twice",
+    "cuda softmax positions, partly staged",
+    "cuda softmax wide positions",
+    "cuda softmax wide positions, staged",
+    "cuda softmax wide positions, partly staged",
     "cuda sigmoid runs",
     "cuda sigmoid singles",
     "cuda scale dense",
@@ -118,6 +139,28 @@ inline int num_blocks(int64_t work, int64_t per_block, int limit = kMaxBlocks) {
   return int(std::clamp<int64_t>((work + per_block - 1) / per_block, 1, std::min(limit, max_blocks)));
 }
 
+// Fewer of float64, which is seldom.
+inline SoftmaxPath tile_path(int64_t C, int64_t element) {
+  if (C <= 4 && element < 8) return SoftmaxPath::tile_4;
+  if (C <= 8) return SoftmaxPath::tile_8;
+  if (C <= 12 && element < 8) return SoftmaxPath::tile_12;
+  if (C <= 16) return SoftmaxPath::tile_16;
+  return C <= 24 && element < 8 ? SoftmaxPath::tile_24 : SoftmaxPath::tile_32;
+}
+
+// Whether decisions lie side by side, 16 aligned bytes of them at a time, in the input and in the gradient.
+inline bool positions_are_wide(const SoftmaxParams& params) {
+  const Layout& layout = params.layout;
+  const int64_t width = kPackBytes / bytes_of(params.dtype);
+  const int last = layout.ndim - 1;
+  auto wide = [&](const void* at, const int64_t* stride, int64_t class_stride) {
+    if (reinterpret_cast<uintptr_t>(at) % kPackBytes || class_stride % width || stride[last] != 1) return false;
+    return std::all_of(stride, stride + last, [&](int64_t s) { return s % width == 0; });
+  };
+  return layout.size[last] % width == 0 && wide(params.input, layout.stride, layout.class_stride) &&
+         (!params.grad || wide(params.grad, layout.grad_stride, layout.grad_class_stride));
+}
+
 // Both passes of GHM-C sum a decision's classes in the same order: a rounding error may not move it to another bin. So
 // what order that is depends on the layout alone.
 inline SoftmaxSchedule schedule_of(const SoftmaxParams& params, Pass pass, const DeviceLimits& device) {
@@ -131,24 +174,22 @@ inline SoftmaxSchedule schedule_of(const SoftmaxParams& params, Pass pass, const
   SoftmaxSchedule schedule{};
 
   if (C <= kMaxTileClasses && class_contiguous && row_contiguous) {
-    // Of many rows, several for each thread: a block has more bytes in flight, and begins and ends less often.
-    int64_t rows = params.N < (1 << 17) ? 1 : std::clamp<int64_t>(12288 / (kTileThreads * C * element), 1, 8);
-    schedule.path = SoftmaxPath::tile;
-    schedule.threads = kTileThreads;
-    schedule.rows = kTileThreads * int(rows);
-    schedule.shared_bytes = int(schedule.rows * C * element) + kPackBytes;
+    schedule.path = tile_path(C, element);
+    schedule.threads = schedule.rows = tile_threads(element);
+    schedule.tile_bytes = int(32 * C * element) + kPackBytes;  // wherever packs start
+    schedule.shared_bytes = schedule.threads / 32 * 2 * schedule.tile_bytes;
     schedule.blocks = num_blocks(params.N, schedule.rows, kMaxTileBlocks);
     return schedule;
   }
 
   if (class_contiguous) {
-    // About 16 packs for each thread at most, up to a block of kMaxRowThreads.
+    // About 16 packs for each thread; at least 40 KB are in flight on a multiprocessor, four packs a thread, however
+    // few rows fit its memory.
     const int64_t packs = (C * element + kPackBytes - 1) / kPackBytes;
     const bool whole_block = packs > 32 * 16;
     int threads = 1;
     if (whole_block) {
-      threads = 128;
-      while (threads < kMaxRowThreads && threads * 8 < packs) threads *= 2;
+      threads = packs <= 1024 ? 128 : packs <= 3200 ? 256 : packs <= 6400 ? 512 : max_row_threads(element, smooths);
     } else {
       while (threads < 32 && threads * 4 < packs) threads *= 2;
     }
@@ -158,25 +199,34 @@ inline SoftmaxSchedule schedule_of(const SoftmaxParams& params, Pass pass, const
     schedule.blocks = num_blocks(params.N, schedule.rows);
     schedule.path = whole_block ? SoftmaxPath::block_rows : SoftmaxPath::part_rows;
     if (!second_pass) return schedule;
-    const int64_t row_bytes = (C * element + 2 * kPackBytes - 1) / kPackBytes * kPackBytes;  // wherever packs start
-    if (schedule.rows * row_bytes > std::max(device.shared_bytes, kDefaultSharedBytes)) {
-      schedule.path = SoftmaxPath::block_rows_twice;  // at most 32 KB where a block has several rows
-      return schedule;
-    }
+    const int64_t row_bytes = packs * kPackBytes;  // at most 32 KB where a block has several rows
     schedule.path = whole_block ? SoftmaxPath::block_rows_staged : SoftmaxPath::part_rows_staged;
-    schedule.row_bytes = int(row_bytes);
+    if (row_bytes > device.shared_bytes) schedule.path = SoftmaxPath::block_rows_partly;
+    schedule.row_bytes = int(std::min<int64_t>(row_bytes, device.shared_bytes / kPackBytes * kPackBytes));
     schedule.shared_bytes = schedule.rows * schedule.row_bytes;
     return schedule;
   }
 
-  schedule.path = SoftmaxPath::positions;
+  // At least eight classes for each warp; up to eight tiles for a block.
+  schedule.warps = 1;
+  while (schedule.warps < kPositionThreads / 32 && schedule.warps * 16 <= C) schedule.warps *= 2;
+  const bool wide = positions_are_wide(params);
+  const int64_t tile = 32 * (wide ? kPackBytes / element : 1), tiles = kPositionThreads / 32 / schedule.warps;
+  const int64_t compute = element == 8 ? 8 : 4, class_bytes = tile * element;
+  // PositionTile, without what is kept.
+  const int64_t fixed = tile * ((2 * schedule.warps + 1) * compute + 4 + (smooths ? schedule.warps + 2 : 0) * compute);
+  if (second_pass) {  // two blocks on a multiprocessor
+    schedule.kept_classes = int(std::min<int64_t>(C, (device.shared_bytes / 2 / tiles - fixed) / class_bytes));
+  }
+  schedule.path = !second_pass                 ? SoftmaxPath::positions
+                  : schedule.kept_classes == C ? SoftmaxPath::positions_staged
+                                               : SoftmaxPath::positions_partly;
+  if (wide) schedule.path = SoftmaxPath(int(schedule.path) + 3);
   schedule.threads = kPositionThreads;
-  schedule.rows = kPositionThreads;
-  schedule.blocks = num_blocks(params.N, kPositionThreads);
-  if (!second_pass) return schedule;
-  const int64_t bytes = C * kPositionThreads * element;
-  schedule.path = bytes <= kDefaultSharedBytes ? SoftmaxPath::positions_staged : SoftmaxPath::positions_twice;
-  if (schedule.path == SoftmaxPath::positions_staged) schedule.shared_bytes = int(bytes);
+  schedule.rows = int(tile * tiles);
+  schedule.tile_bytes = int(fixed + schedule.kept_classes * class_bytes);
+  schedule.shared_bytes = int(tiles) * schedule.tile_bytes;
+  schedule.blocks = num_blocks(params.N, schedule.rows);
   return schedule;
 }
 

@@ -28,34 +28,6 @@ struct SigmoidLaunch {
   GradientNorms norms;  // where sigmoid_count leaves them; without, they become GHM-C's weights
 };
 
-// K elements side by side: one, or a run of them in accesses of 16 bytes (of fewer for the mask).
-template <class U, int K>
-struct alignas(K * sizeof(U) < 16 ? K * sizeof(U) : 16) Run {
-  U at[K];
-};
-
-template <int K, class U>
-__device__ __forceinline__ Run<U, K> load_run(const U* source) {
-  if constexpr (K * sizeof(U) < 16) {
-    return *reinterpret_cast<const Run<U, K>*>(source);
-  } else {
-    Run<U, K> run;
-#pragma unroll
-    for (int k = 0; k < K; k += Pack<U>::kSize) reinterpret_cast<Pack<U>&>(run.at[k]) = load_pack(source + k);
-    return run;
-  }
-}
-
-template <int K, class U>
-__device__ __forceinline__ void store_run(U* target, const Run<U, K>& run) {
-  if constexpr (K * sizeof(U) < 16) {
-    *reinterpret_cast<Run<U, K>*>(target) = run;
-  } else {
-#pragma unroll
-    for (int k = 0; k < K; k += Pack<U>::kSize) store_pack(target + k, reinterpret_cast<const Pack<U>&>(run.at[k]));
-  }
-}
-
 // What is known of decisions i .. i + K - 1.
 template <class T, int K>
 struct SigmoidRun {

@@ -116,20 +116,20 @@ struct SoftmaxBlock {
     return {y, classes.max, found.log_sum, outcome.value, outcome.gradient};
   }
 
-  // Gradient of class k, if that is not the target; shifted = x_k - max. Adds to weighted, if smoothed, w_k * shifted.
-  __device__ __forceinline__ S gradient(const SoftmaxDecision<S>& decision, S shifted, int32_t k, S& weighted) const {
-    S w = 1;
-    if constexpr (smooths) {
-      w = weight_of(k);
-      weighted += w * shifted;
-    }
-    return class_gradient<LossOf>(decision.gradient, exp_nonpositive(shifted), false, w, scale);
+  // Adds w_k * shifted if smoothed, shifted = x_k - max.
+  __device__ __forceinline__ void add_weighted(S shifted, int32_t k, S& weighted) const {
+    if constexpr (smooths) weighted += weight_of(k) * shifted;
+  }
+
+  // Gradient of class k, e = exp(x_k - max).
+  __device__ __forceinline__ S gradient(const SoftmaxGradient<S>& factors, S e, int32_t k,
+                                        bool is_target = false) const {
+    return class_gradient<LossOf>(factors, e, is_target, smooths ? weight_of(k) : S(1), scale);
   }
 
   // Of the target's class, whose logit is x.
   __device__ __forceinline__ T target_gradient(const SoftmaxDecision<S>& decision, S x) const {
-    S w = smooths ? weight_of(decision.y) : S(1);
-    return to_storage<T>(class_gradient<LossOf>(decision.gradient, exp_nonpositive(x - decision.max), true, w, scale));
+    return to_storage<T>(gradient(decision.gradient, exp_nonpositive(x - decision.max), decision.y, true));
   }
 
   // Called by one thread for each decision. weighted: sum_k w_k (x_k - max), if smoothed.

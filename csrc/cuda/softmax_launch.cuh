@@ -24,18 +24,35 @@ cudaError_t launch_softmax_pass(SoftmaxLaunch launch, const LossOf& loss_of, cud
     return launch_kernel(kernel, schedule.blocks, schedule.threads, schedule.shared_bytes, stream, launch, loss_of);
   };
   switch (schedule.path) {
-    case SoftmaxPath::tile:
-      return start(softmax_tile<T, LossOf>);
+    case SoftmaxPath::tile_4:
+      if constexpr (sizeof(T) < 8) return start(softmax_tile<T, LossOf, 4, 1>);
+      break;
+    case SoftmaxPath::tile_8:
+      return start(softmax_tile < T, LossOf, 8, sizeof(T) < 8 ? 5 : 1 >);
+    case SoftmaxPath::tile_12:
+      if constexpr (sizeof(T) < 8) return start(softmax_tile<T, LossOf, 12, 9>);
+      break;
+    case SoftmaxPath::tile_16:
+      return start(softmax_tile < T, LossOf, 16, sizeof(T) < 8 ? 13 : 9 >);
+    case SoftmaxPath::tile_24:
+      if constexpr (sizeof(T) < 8) return start(softmax_tile<T, LossOf, 24, 17>);
+      break;
+    case SoftmaxPath::tile_32:
+      return start(softmax_tile < T, LossOf, 32, sizeof(T) < 8 ? 25 : 17 >);
     case SoftmaxPath::part_rows:
     case SoftmaxPath::part_rows_staged:
     case SoftmaxPath::block_rows:
     case SoftmaxPath::block_rows_staged:
-    case SoftmaxPath::block_rows_twice:
+    case SoftmaxPath::block_rows_partly:
       return start(softmax_rows<T, LossOf>);
     case SoftmaxPath::positions:
     case SoftmaxPath::positions_staged:
-    case SoftmaxPath::positions_twice:
-      return start(softmax_positions<T, LossOf>);
+    case SoftmaxPath::positions_partly:
+      return start(softmax_positions<T, LossOf, 1>);
+    case SoftmaxPath::wide_positions:
+    case SoftmaxPath::wide_positions_staged:
+    case SoftmaxPath::wide_positions_partly:
+      return start(softmax_positions<T, LossOf, kPackBytes / sizeof(T)>);
     case SoftmaxPath::count:
       break;
   }

@@ -1,7 +1,10 @@
-// Softmax of any strides: a thread a decision, coalesced across decisions that lie side by side.
+// Softmax of any strides: a lane for each decision, or for as many side by side as 16 bytes have; several warps share
+// the classes of their decisions.
 //
-// Logits are read once and kept in shared memory; more classes than it holds are read twice. A thread reads every logit
-// before it writes that element of the gradient: the gradient may overwrite the logits.
+// Fused in one launch: each warp adds up its classes, a thread for each decision merges the parts and comes to its
+// loss, and each warp writes the gradient of its classes. Logits are read once and kept in shared memory; those of the
+// classes that it does not hold are read again. A thread reads every logit before it, or any thread after a barrier,
+// writes that element of the gradient: the gradient may overwrite the logits.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,58 +16,160 @@
 
 namespace fastloss {
 
-template <class T, class LossOf>
-__global__ void __launch_bounds__(kPositionThreads, 6)
+// What a tile of decisions has in shared memory, width of them for each lane. schedule.h knows its size.
+template <class T, bool smooths, int width>
+struct PositionTile {
+  using S = Compute<T>;
+  static constexpr int size = 32 * width;
+
+  ClassSum<S>* parts;             // [warps, size]
+  SoftmaxGradient<S>* gradients;  // [size], in the place of the first warp's parts
+  S* maxima;                      // [size]
+  S *values, *log_sums;           // [size], if smoothed
+  S* weighted;                    // [warps, size], if smoothed
+  int32_t* targets;               // [size]
+  T* kept;                        // [kept classes, size]
+
+  __device__ PositionTile(char* own, int warps) {
+    parts = reinterpret_cast<ClassSum<S>*>(own);
+    gradients = reinterpret_cast<SoftmaxGradient<S>*>(parts);
+    maxima = reinterpret_cast<S*>(parts + warps * size);
+    values = maxima + size;
+    log_sums = values + size;
+    weighted = log_sums + size;
+    targets = reinterpret_cast<int32_t*>(smooths ? weighted + warps * size : values);
+    kept = reinterpret_cast<T*>(targets + size);
+  }
+};
+
+template <class T, class LossOf, int width>
+__global__ void __launch_bounds__(kPositionThreads, 2)
     softmax_positions(const __grid_constant__ SoftmaxLaunch launch, const LossOf loss_of) {
   using S = Compute<T>;
   using Softmax = SoftmaxBlock<T, LossOf>;
-  constexpr uint32_t batch = 4;      // classes loaded before the first is used
-  extern __shared__ uint4 shared[];  // [C, threads] of T; a thread reads only what it wrote there: no barrier
+  using Tile = PositionTile<T, LossOf::smooths, width>;
+  constexpr int batch = 4;           // classes that a warp loads before it uses the first: bytes in flight
+  extern __shared__ uint4 shared[];  // [tiles of the block, tile_bytes]
   __shared__ uint32_t counters[Softmax::storage_size];
   Softmax softmax(launch, loss_of, counters);
   const SoftmaxParams& params = launch.params;
-  const uint32_t C = uint32_t(params.C);  // below 2^31: indices past the end still fit
-  const bool staged = launch.schedule.shared_bytes > 0;
-  T* column = reinterpret_cast<T*>(shared) + threadIdx.x;
+  const SoftmaxSchedule& schedule = launch.schedule;
+  const int C = int(params.C), kept_classes = schedule.kept_classes;
+  const int warps = schedule.warps;  // of a tile
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % warps, tile_in_block = threadIdx.x / 32 / warps;
+  const Tile tile(reinterpret_cast<char*>(shared) + tile_in_block * schedule.tile_bytes, warps);
+  const int tiles = kPositionThreads / 32 / warps;  // of the block at a time
 
-  int64_t step = int64_t(gridDim.x) * kPositionThreads;
-  for (int64_t position = int64_t(blockIdx.x) * kPositionThreads + threadIdx.x; position < params.N; position += step) {
-    const Offsets offsets(params.layout, position);
-    const T* x = softmax.input() + offsets.input;                       // [C] at class_stride
-    T* g = softmax.writes() ? softmax.grad() + offsets.grad : nullptr;  // [C] at grad_class_stride
-    const int32_t y = target_of(params, position);
-    ClassSum<S> classes;
-    S target_logit = 0;
-    for (uint32_t c = 0; y >= 0 && c < C; c += batch) {
-      S logits[batch];
+  const int64_t step = int64_t(gridDim.x) * tiles * Tile::size;
+  // The loop is the block's: every thread comes to every barrier.
+  for (int64_t block_first = int64_t(blockIdx.x) * tiles * Tile::size; block_first < params.N; block_first += step) {
+    const int64_t first = block_first + tile_in_block * Tile::size;  // decision of the tile
+    const bool exists = first + lane * width < params.N;
+    const Offsets offsets(params.layout, exists ? first + lane * width : 0);
+    const T* x = softmax.input() + offsets.input;  // [C, width] at class_stride
+    const int64_t class_stride = params.layout.class_stride;
+
+    ClassSum<S> classes[width];
+    for (int c = warp; exists && c < C; c += batch * warps) {
+      Run<T, width> loaded[batch];
 #pragma unroll
-      for (uint32_t b = 0; b < batch; ++b) {
-        T loaded = x[min(c + b, C - 1) * params.layout.class_stride];  // the last again: loads need no branch
-        if (staged && c + b < C) column[(c + b) * kPositionThreads] = loaded;
-        logits[b] = c + b < C ? to_compute(loaded) : S(-INFINITY);
-        target_logit = c + b == uint32_t(y) ? logits[b] : target_logit;
+      for (int b = 0; b < batch; ++b) {  // the first again where there is none: loads need no branch
+        loaded[b] = load_run<width>(x + (c + b * warps < C ? c + b * warps : c) * class_stride);
       }
-      classes.add(logits);
-    }
-    if constexpr (Softmax::counts) {
-      softmax.count(classes, target_logit, y, position);
-      continue;
-    }
-    SoftmaxDecision<S> decision = softmax.decide(classes, target_logit, y);
-    S weighted = 0;
-    if (softmax.second_pass() && y >= 0) {
-#pragma unroll 4
-      for (uint32_t c = 0; c < C; ++c) {
-        T logit = staged ? column[c * kPositionThreads] : x[c * params.layout.class_stride];
-        S shifted = to_compute(logit) - classes.max;
-        T value = to_storage<T>(softmax.gradient(decision, shifted, c, weighted));
-        if (c == uint32_t(y)) value = softmax.target_gradient(decision, to_compute(logit));
-        if (g) g[c * params.layout.grad_class_stride] = value;
+#pragma unroll
+      for (int b = 0; b < batch; ++b) {
+        if (c + b * warps < kept_classes) {
+          store_shared_run(tile.kept + (c + b * warps) * Tile::size + lane * width, loaded[b]);
+        }
       }
-    } else if (g) {  // ignored: 0, whatever the logits
-      for (uint32_t c = 0; c < C; ++c) g[c * params.layout.grad_class_stride] = to_storage<T>(S(0));
+#pragma unroll
+      for (int j = 0; j < width; ++j) {
+        S logits[batch];
+#pragma unroll
+        for (int b = 0; b < batch; ++b) logits[b] = c + b * warps < C ? to_compute(loaded[b].at[j]) : S(-INFINITY);
+        classes[j].add(logits);
+      }
     }
-    softmax.finish(decision, position, weighted);
+#pragma unroll
+    for (int j = 0; j < width; ++j) tile.parts[warp * Tile::size + lane * width + j] = classes[j];
+    __syncthreads();  // every warp's part is there, and what is kept
+
+    const int thread = warp * 32 + lane;  // of the tile
+    for (int p = thread; p < Tile::size && first + p < params.N; p += warps * 32) {
+      ClassSum<S> all = tile.parts[p];
+#pragma unroll 1
+      for (int w = 1; w < warps; ++w) all.merge(tile.parts[w * Tile::size + p].max, tile.parts[w * Tile::size + p].sum);
+      const int32_t y = target_of(params, first + p);
+      S target_logit = 0;
+      if (y >= kept_classes) {
+        target_logit = to_compute(softmax.input()[Offsets(params.layout, first + p).input + y * class_stride]);
+      } else if (y >= 0) {
+        target_logit = to_compute(tile.kept[y * Tile::size + p]);
+      }
+      if constexpr (Softmax::counts) {
+        softmax.count(all, target_logit, y, first + p);
+        continue;
+      }
+      const SoftmaxDecision<S> decision = softmax.decide(all, target_logit, y);
+      tile.targets[p] = y;
+      tile.maxima[p] = decision.max;
+      tile.gradients[p] = decision.gradient;
+      if constexpr (LossOf::smooths) {
+        tile.values[p] = decision.value;
+        tile.log_sums[p] = decision.log_sum;
+      } else {
+        softmax.finish(decision, first + p, 0);
+      }
+    }
+    __syncthreads();  // decisions are there, and parts may be written again
+
+    if (softmax.second_pass() && exists) {
+      int32_t y[width];
+      S max[width], weighted[width] = {};
+      SoftmaxGradient<S> gradient[width];
+#pragma unroll
+      for (int j = 0; j < width; ++j) {
+        y[j] = tile.targets[lane * width + j];
+        max[j] = tile.maxima[lane * width + j];
+        gradient[j] = tile.gradients[lane * width + j];
+      }
+      T* g = softmax.writes() ? softmax.grad() + offsets.grad : nullptr;  // [C, width] at grad_class_stride
+      for (int first_class = warp; first_class < C; first_class += batch * warps) {
+        Run<T, width> run[batch];  // read before the first is written: the compiler cannot know that they are others
+#pragma unroll
+        for (int b = 0; b < batch; ++b) {
+          const int c = first_class + b * warps < C ? first_class + b * warps : first_class;
+          run[b] = c < kept_classes ? load_shared_run<width>(tile.kept + c * Tile::size + lane * width)
+                                    : load_run<width>(x + c * class_stride);
+        }
+#pragma unroll
+        for (int b = 0; b < batch; ++b) {
+          const int c = first_class + b * warps;
+          if (c >= C) break;
+#pragma unroll
+          for (int j = 0; j < width; ++j) {
+            S shifted = to_compute(run[b].at[j]) - max[j];
+            softmax.add_weighted(shifted, c, weighted[j]);
+            S value = softmax.gradient(gradient[j], exp_nonpositive(shifted), c, c == y[j]);
+            run[b].at[j] = to_storage<T>(y[j] < 0 ? S(0) : value);  // ignored: 0, whatever the logits
+          }
+          if (g) store_run(g + c * params.layout.grad_class_stride, run[b]);
+        }
+      }
+      if constexpr (LossOf::smooths) {
+#pragma unroll
+        for (int j = 0; j < width; ++j) tile.weighted[warp * Tile::size + lane * width + j] = weighted[j];
+      }
+    }
+    if constexpr (LossOf::smooths) {
+      __syncthreads();  // every warp's part of weighted is there
+      for (int p = thread; p < Tile::size && first + p < params.N; p += warps * 32) {
+        S sum = 0;
+        for (int w = 0; w < warps; ++w) sum += tile.weighted[w * Tile::size + p];
+        softmax.finish({tile.targets[p], 0, tile.log_sums[p], tile.values[p], {}}, first + p, sum);
+      }
+    }
+    __syncthreads();  // the tile is free
   }
   softmax.conclude_launch();
 }

@@ -1,7 +1,8 @@
 // Softmax of classes that lie side by side, wherever the rows are: some threads of a warp, or a block, for each row.
 //
-// A row is kept in shared memory and read once; one too long for it twice. A thread reads every logit before it, or any
-// thread after a barrier, writes that element of the gradient: the gradient may overwrite the logits.
+// A row is read once and kept in shared memory; of one that is too long for it, what does not fit is read again, from
+// the end, which the caches still have. A thread reads every logit before it, or any thread after a barrier, writes
+// that element of the gradient: the gradient may overwrite the logits.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,25 +14,32 @@
 
 namespace fastloss {
 
-// Merges what the threads of a row have; all of them get the same bits. threads: a power of two; beyond 32, the block.
+// One of the 2^k lanes that exchange by xor merges what all have; all of them get the same bits.
 template <class S>
-__device__ __forceinline__ void merge_threads(ClassSum<S>& classes, int threads) {
+__device__ __forceinline__ void merge_lanes(ClassSum<S>& classes, int lanes) {
 #pragma unroll 1
-  for (int offset = min(threads, 32) / 2; offset > 0; offset /= 2) {
+  for (int offset = lanes / 2; offset > 0; offset /= 2) {
     S max = __shfl_xor_sync(0xffffffff, classes.max, offset);
     S sum = __shfl_xor_sync(0xffffffff, classes.sum, offset);
     classes.merge(max, sum);
   }
-  if (threads <= 32) return;
-  __shared__ S maxima[kMaxRowThreads / 32], sums[kMaxRowThreads / 32];
-  if (threadIdx.x % 32 == 0) {
-    maxima[threadIdx.x / 32] = classes.max;
-    sums[threadIdx.x / 32] = classes.sum;
+}
+
+// Merges what the threads of a row have; all of them get the same bits. threads: a power of two; beyond 32, the block.
+template <class S>
+__device__ __forceinline__ void merge_threads(ClassSum<S>& classes, int threads) {
+  merge_lanes(classes, min(threads, 32));
+  if (threads <= 32) {
+    __syncwarp();  // all of the row's logits were read
+    return;
   }
+  __shared__ ClassSum<S> of_warp[32];
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = classes;
   __syncthreads();  // every warp's part is there; and all of the row's logits were read
-  classes = {maxima[0], sums[0]};
-#pragma unroll 1
-  for (int warp = 1; warp < threads / 32; ++warp) classes.merge(maxima[warp], sums[warp]);
+  const int lane = threadIdx.x % 32;
+  classes = {S(-INFINITY), 0};
+  if (lane < threads / 32) classes = of_warp[lane];  // a lane each: shorter than a walk over all
+  merge_lanes(classes, 32);
   __syncthreads();  // the parts may be written again
 }
 
@@ -44,66 +52,119 @@ __device__ __forceinline__ S add_threads(S value, int threads) {
   return value;
 }
 
+// A thread's packs of a row: every threads-th, the first of them kept in shared memory.
+template <class T>
+struct RowPacks {
+  static constexpr int kBatch = 4;  // packs that are loaded before the first is used: bytes in flight
+  static constexpr int kSize = Pack<T>::kSize;
+
+  const T* x;      // the row's first pack
+  T* kept;         // the same in shared memory
+  int packs;       // of the row
+  int kept_packs;  // of them, in shared memory
+  int threads;     // of the row
+  int lane;
+
+  // visit(first, packs_array): pack b of the array is first + b * threads. In order, or from the end.
+  template <class Visit>
+  __device__ __forceinline__ void read(const Visit& visit) const {
+    int i = lane;
+    for (; i + (kBatch - 1) * threads < packs; i += kBatch * threads) {
+      Pack<T> loaded[kBatch];
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) loaded[b] = load_pack(x + (i + b * threads) * kSize);
+      if (i < kept_packs) {
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b) keep(i + b * threads, loaded[b]);
+      }
+      visit(i, loaded);
+    }
+    for (; i < packs; i += threads) {
+      Pack<T> loaded[1] = {load_pack(x + i * kSize)};
+      keep(i, loaded[0]);
+      visit(i, loaded);
+    }
+  }
+
+  template <class Visit>
+  __device__ __forceinline__ void read_again(const Visit& visit) const {
+    int left = lane < packs ? (packs - lane + threads - 1) / threads : 0;  // of this thread's packs
+    for (; left % kBatch > 0; --left) {
+      int i = lane + (left - 1) * threads;
+      Pack<T> loaded[1] = {again(i)};
+      visit(i, loaded);
+    }
+    for (; left > 0; left -= kBatch) {
+      int i = lane + (left - kBatch) * threads;
+      Pack<T> loaded[kBatch];
+      if (i + (kBatch - 1) * threads < kept_packs) {
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b) loaded[b] = load_shared_pack(kept + (i + b * threads) * kSize);
+      } else {
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b) loaded[b] = again(i + b * threads);
+      }
+      visit(i, loaded);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void keep(int i, const Pack<T>& pack) const {
+    if (i < kept_packs) store_shared_pack(kept + i * kSize, pack);
+  }
+  __device__ __forceinline__ Pack<T> again(int i) const {
+    return i < kept_packs ? load_shared_pack(kept + i * kSize) : load_pack(x + i * kSize);
+  }
+};
+
 template <class T, class LossOf>
-__global__ void __launch_bounds__(kMaxRowThreads, 1)
+__global__ void __launch_bounds__(max_row_threads(sizeof(T), LossOf::smooths), 1)
     softmax_rows(const __grid_constant__ SoftmaxLaunch launch, const LossOf loss_of) {
   using S = Compute<T>;
   using Softmax = SoftmaxBlock<T, LossOf>;
-  constexpr uint32_t size = Pack<T>::kSize;
-  constexpr int batch = 4;           // packs that a thread loads before it uses the first: bytes in flight
-  extern __shared__ uint4 shared[];  // [rows of the block, staged_bytes]
+  constexpr int size = Pack<T>::kSize;
+  extern __shared__ uint4 shared[];  // [rows of the block, row_bytes]; a thread reads only what it wrote there
   __shared__ uint32_t counters[Softmax::storage_size];
   Softmax softmax(launch, loss_of, counters);
   const SoftmaxParams& params = launch.params;
-  const uint32_t C = uint32_t(params.C);  // below 2^31: indices past the end still fit
-  const uint32_t threads = launch.schedule.threads_per_row;
-  const uint32_t lane = threadIdx.x % threads;
-  const uint32_t row_in_block = threadIdx.x / threads;
-  const uint32_t rows = blockDim.x / threads;
-  const bool staged = launch.schedule.row_bytes > 0;
+  const int C = int(params.C);
+  const int threads = launch.schedule.threads_per_row;
+  const int lane = threadIdx.x % threads;
+  const int row_in_block = threadIdx.x / threads;
+  const int rows = blockDim.x / threads;
+  T* kept = reinterpret_cast<T*>(reinterpret_cast<char*>(shared) + row_in_block * launch.schedule.row_bytes);
 
   int64_t step = int64_t(gridDim.x) * rows;
   // The loop is the block's, not the row's: every thread comes to every shuffle and barrier.
   for (int64_t first = int64_t(blockIdx.x) * rows; first < params.N; first += step) {
     const int64_t position = first + row_in_block;
     const bool exists = position < params.N;
+    const int64_t target = exists ? load_target(params, position) : params.ignore_index;
     const Offsets offsets(params.layout, exists ? position : first);
     const T* x = softmax.input() + offsets.input;                       // [C]
     T* g = softmax.writes() ? softmax.grad() + offsets.grad : nullptr;  // [C]
-    const int32_t y = exists ? target_of(params, position) : -1;
-    // Elements of x and g that are 16 bytes in both.
-    const Split<T, uint32_t> split(x, C, !g || same_alignment(x, g));
-    const uint32_t packs = y < 0 ? 0 : split.packs;
-    const uint32_t scalars = y < 0 ? 0 : split.scalars;
-    // A warp takes packs from the start of a 32-byte sector on, else its accesses have half a sector at both ends. Pack
-    // -1, where the first is a sector's second half, is none: unsigned, it is past the end.
-    const int32_t first_pack = int32_t(lane) - int32_t(reinterpret_cast<uintptr_t>(x + split.head) / 16 % 2);
-    // Shifted so that packs are packs in shared memory too. A thread reads there only what it wrote: no barrier.
-    T* row = reinterpret_cast<T*>(reinterpret_cast<char*>(shared) + row_in_block * launch.schedule.row_bytes) +
-             (size - split.head % size) % size;  // [C]
+    const int32_t y = class_of(params, target);
+    // Elements of x and g that are 16 bytes in both, from the start of a 32-byte sector on.
+    const Split<T, int> split(!g || same_alignment(x, g) ? elements_before_sector(x) : C, C);
+    const int used = y < 0 ? 0 : C;  // an ignored row's logits are not read
+    RowPacks<T> row{x + split.head, kept, min(split.packs, used), launch.schedule.row_bytes / kPackBytes,
+                    threads,        lane};
+    const int scalars = min(split.scalars, used);
 
     S target_logit = y < 0 ? S(0) : to_compute(x[y]);
     ClassSum<S> classes;
-    for (int32_t i = first_pack; i < int32_t(packs); i += batch * threads) {
-      Pack<T> loaded[batch];
+    row.read([&](int /*i*/, const auto& loaded) {
 #pragma unroll
-      for (int b = 0; b < batch; ++b) {
-        if (i + b * threads < packs) loaded[b] = load_pack(x + split.pack(i + b * threads));
-      }
-#pragma unroll
-      for (int b = 0; b < batch; ++b) {
-        if (i + b * threads >= packs) continue;
-        if (staged) store_shared_pack(row + split.pack(i + b * threads), loaded[b]);
+      for (const Pack<T>& pack : loaded) {
         S logits[size];
 #pragma unroll
-        for (uint32_t j = 0; j < size; ++j) logits[j] = to_compute(loaded[b].at[j]);
+        for (int j = 0; j < size; ++j) logits[j] = to_compute(pack.at[j]);
         classes.add(logits);
       }
-    }
-    for (uint32_t i = lane; i < scalars; i += threads) {
-      T loaded = x[split.scalar(i)];
-      if (staged) row[split.scalar(i)] = loaded;
-      S logits[1] = {to_compute(loaded)};
+    });
+#pragma unroll 1
+    for (int i = lane; i < scalars; i += threads) {
+      S logits[1] = {to_compute(x[split.scalar(i)])};
       classes.add(logits);
     }
     merge_threads(classes, threads);  // and orders all reads of the row, target_logit's too, before its writes
@@ -115,35 +176,40 @@ __global__ void __launch_bounds__(kMaxRowThreads, 1)
     SoftmaxDecision<S> decision = softmax.decide(classes, target_logit, y);
     S weighted = 0;
     if (softmax.second_pass() && y >= 0) {
-      for (int32_t i = first_pack; i < int32_t(packs); i += threads) {
-        if (i < 0) continue;
-        uint32_t at = split.pack(i);
-        Pack<T> pack = staged ? load_shared_pack(row + at) : load_pack(x + at);
+      row.read_again([&](int i, auto& loaded) {
+        constexpr int batch = sizeof(loaded) / sizeof(Pack<T>);
 #pragma unroll
-        for (uint32_t j = 0; j < size; ++j) {
-          S shifted = to_compute(pack.at[j]) - classes.max;
-          pack.at[j] = to_storage<T>(softmax.gradient(decision, shifted, at + j, weighted));
-        }
-        if (y - at < size) {  // seldom
+        for (int b = 0; b < batch; ++b) {
 #pragma unroll
-          for (uint32_t j = 0; j < size; ++j) {
-            if (at + j == uint32_t(y)) pack.at[j] = softmax.target_gradient(decision, target_logit);
+          for (int j = 0; j < size; ++j) {
+            S shifted = to_compute(loaded[b].at[j]) - classes.max;
+            int c = split.pack(i + b * threads) + j;
+            softmax.add_weighted(shifted, c, weighted);
+            loaded[b].at[j] = to_storage<T>(softmax.gradient(decision.gradient, exp_nonpositive(shifted), c));
           }
         }
-        if (g) store_pack(g + at, pack);
+        if (!g) return;
+#pragma unroll
+        for (int b = 0; b < batch; ++b) store_pack(g + split.pack(i + b * threads), loaded[b]);
+      });
+      // The thread that wrote the target's pack writes the target again, with its onehot.
+      const int in_packs = y - split.head;
+      if (g && in_packs >= 0 && in_packs / size < split.packs && in_packs / size % threads == lane) {
+        g[y] = softmax.target_gradient(decision, target_logit);
       }
-      for (uint32_t i = lane; i < scalars; i += threads) {
-        uint32_t c = split.scalar(i);
-        S shifted = to_compute(staged ? row[c] : x[c]) - classes.max;
-        S value = softmax.gradient(decision, shifted, c, weighted);
-        if (g) g[c] = c == uint32_t(y) ? softmax.target_gradient(decision, target_logit) : to_storage<T>(value);
+#pragma unroll 1
+      for (int i = lane; i < scalars; i += threads) {
+        int c = split.scalar(i);
+        S shifted = to_compute(x[c]) - classes.max;
+        softmax.add_weighted(shifted, c, weighted);
+        S value = softmax.gradient(decision.gradient, exp_nonpositive(shifted), c);
+        if (g) g[c] = c == y ? softmax.target_gradient(decision, target_logit) : to_storage<T>(value);
       }
     } else if (g && exists) {  // ignored: 0, whatever the logits
       Pack<T> zeros{};
-      for (int32_t i = first_pack; i < int32_t(split.packs); i += threads) {
-        if (i >= 0) store_pack(g + split.pack(i), zeros);
-      }
-      for (uint32_t i = lane; i < split.scalars; i += threads) g[split.scalar(i)] = zeros.at[0];
+      for (int i = lane; i < split.packs; i += threads) store_pack(g + split.pack(i), zeros);
+#pragma unroll 1
+      for (int i = lane; i < split.scalars; i += threads) g[split.scalar(i)] = zeros.at[0];
     }
     if constexpr (LossOf::smooths) weighted = add_threads(weighted, threads);
     if (exists && lane == 0) softmax.finish(decision, position, weighted);

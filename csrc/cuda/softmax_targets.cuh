@@ -15,7 +15,7 @@ namespace fastloss {
 // The class of a decision, or -1 where it is ignored. A target out of range ends the kernel: nothing is read there.
 __device__ __forceinline__ int32_t class_of(const SoftmaxParams& params, int64_t y) {
   if (y == params.ignore_index) return -1;
-  assert(y >= 0 && y < params.C && "target should be in [0, C) or ignore_index");
+  assert(uint64_t(y) < uint64_t(params.C) && "target should be in [0, C) or ignore_index");
   return int32_t(y);  // C is below 2^31
 }
 

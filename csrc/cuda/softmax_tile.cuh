@@ -1,7 +1,9 @@
-// Softmax of few classes in contiguous rows: a thread a row, of a tile of rows that is staged in shared memory.
+// Softmax of few classes in contiguous rows: a thread a row, which it holds in registers.
 //
-// The logits are read once and the gradient is written once, both 16 bytes at a time. A thread reads every logit before
-// it, or any thread after a barrier, writes that element of the gradient: the gradient may overwrite the logits.
+// A warp takes 32 rows at a time through its own part of shared memory, where the next rows arrive while it computes:
+// no thread waits for another warp. The logits are read once and the gradient is written once, both 16 bytes at a time,
+// and each logit has one exponential. A warp reads all logits of its rows before it writes their gradient: the gradient
+// may overwrite the logits.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,93 +15,162 @@
 
 namespace fastloss {
 
-// A thread walks its row from class `first` on and around, so that the 32 rows of a warp are in 32 banks: rows that
-// share banks are gcd(row length in banks, banks) in number, and start at different ones.
+// A lane meets its classes in the order i ^ class_swizzle, so that the 32 rows of a warp are in 32 banks: rows that
+// share banks are gcd(row length in banks, banks) in number, a power of two that divides the row's length.
 template <class T>
-__device__ __forceinline__ int first_class(int lane, int C) {
+__device__ __forceinline__ int class_swizzle(int lane, int C) {
   constexpr int bank_bytes = sizeof(T) < 4 ? 4 : sizeof(T);  // 8-byte elements are read by half a warp at a time
   constexpr int banks = 128 / bank_bytes;
   int row_bytes = C * int(sizeof(T));
   if (row_bytes % bank_bytes != 0) return 0;  // an odd number of halves
   int stride = row_bytes / bank_bytes;
   int shared_by = min(stride & -stride, banks);
-  return lane % banks / (banks / shared_by) * (bank_bytes / int(sizeof(T)));
+  return lane % banks * shared_by / banks * (bank_bytes / int(sizeof(T)));
 }
 
-template <class T, class LossOf>
-__global__ void __launch_bounds__(kTileThreads, sizeof(T) == 8 ? 5 : 7)
+// How the lanes of a warp share its rows, count elements: 16 bytes at a time where they can be. before:
+// elements_before_pack, the same for every tile; or count, and all are scalars. A lane's pointers are to its first
+// pack.
+template <class T, int kClasses>
+struct WarpRows {
+  static constexpr int kPacksOfLane = (kClasses * int(sizeof(T)) + kPackBytes - 1) / kPackBytes;
+  static constexpr int kElements = 32 * Pack<T>::kSize;  // that the lanes move at a time
+
+  static __device__ __forceinline__ int first_pack(int before) {
+    return before + int(threadIdx.x % 32) * Pack<T>::kSize;
+  }
+
+  // Starts the copy to shared memory that is aligned like x.
+  static __device__ __forceinline__ void load(T* tile, const T* x, int before, int count) {
+    const Split<T, int> split(before, count);
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int b = 0; b < kPacksOfLane; ++b) {
+      if (lane + b * 32 < split.packs) copy_pack(tile + b * kElements, x + b * kElements);
+    }
+#pragma unroll 1
+    for (int i = lane; i < split.scalars; i += 32) {
+      const int at = split.scalar(i) - first_pack(before);
+      tile[at] = x[at];
+    }
+  }
+
+  static __device__ __forceinline__ void store(T* g, const T* tile, int before, bool aligned_alike, int count) {
+    const Split<T, int> split(aligned_alike ? before : count, count);
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int b = 0; b < kPacksOfLane; ++b) {
+      if (lane + b * 32 < split.packs) store_pack(g + b * kElements, load_shared_pack(tile + b * kElements));
+    }
+#pragma unroll 1
+    for (int i = lane; i < split.scalars; i += 32) {
+      const int at = split.scalar(i) - first_pack(before);
+      g[at] = tile[at];
+    }
+  }
+};
+
+// kClasses: C, rounded up to a bucket; kFewest: more than those of the bucket below.
+template <class T, class LossOf, int kClasses, int kFewest>
+__global__ void __launch_bounds__(tile_threads(sizeof(T)))
     softmax_tile(const __grid_constant__ SoftmaxLaunch launch, const LossOf loss_of) {
   using S = Compute<T>;
   using Softmax = SoftmaxBlock<T, LossOf>;
-  constexpr int batch = 4;           // packs that a thread loads before it stores the first: bytes in flight
-  extern __shared__ uint4 shared[];  // [tile_rows, C] of T, and up to one pack before
+  using Rows = WarpRows<T, kClasses>;
+  constexpr int warps = tile_threads(sizeof(T)) / 32;
+  extern __shared__ uint4 shared[];  // [warps, 2, tile_bytes]
   __shared__ uint32_t counters[Softmax::storage_size];
-  Softmax softmax(launch, loss_of, counters);
   const SoftmaxParams& params = launch.params;
-  const int C = int(params.C);
-  const int start = first_class<T>(threadIdx.x % 32, C);
+  const int C = int(params.C), lane = threadIdx.x % 32;
+  const int swizzle = class_swizzle<T>(lane, C);
+  const T* input = static_cast<const T*>(params.input);  // [N, C]
+  const int before = elements_before_pack(input);        // of every 32 rows: they are a multiple of 16 bytes
+  // Aligned like the logits, so that packs are packs in shared memory too.
+  T* const tiles =
+      reinterpret_cast<T*>(reinterpret_cast<char*>(shared) + threadIdx.x / 32 * 2 * launch.schedule.tile_bytes +
+                           (reinterpret_cast<uintptr_t>(input) & 15));  // [2, tile_elements]
+  const int tile_elements = launch.schedule.tile_bytes / int(sizeof(T));
 
-  int64_t step = int64_t(gridDim.x) * launch.schedule.rows;
-  for (int64_t first = int64_t(blockIdx.x) * launch.schedule.rows; first < params.N; first += step) {
-    const int rows = int(min(int64_t(launch.schedule.rows), params.N - first));
-    const T* x = softmax.input() + first * C;  // [rows, C]
-    // Aligned like x, so that packs are packs in shared memory too.
-    T* tile = reinterpret_cast<T*>(shared) + (reinterpret_cast<uintptr_t>(x) & 15) / sizeof(T);  // [rows, C]
-    Split<T, int> in(x, rows * C, true);
-    for (int i = threadIdx.x; i < in.packs; i += batch * kTileThreads) {
-      Pack<T> loaded[batch];
-#pragma unroll
-      for (int b = 0; b < batch; ++b) {
-        if (i + b * kTileThreads < in.packs) loaded[b] = load_pack(x + in.pack(i + b * kTileThreads));
-      }
-#pragma unroll
-      for (int b = 0; b < batch; ++b) {
-        if (i + b * kTileThreads < in.packs) store_shared_pack(tile + in.pack(i + b * kTileThreads), loaded[b]);
-      }
-    }
-    for (int i = threadIdx.x; i < in.scalars; i += kTileThreads) tile[in.scalar(i)] = x[in.scalar(i)];
-    __syncthreads();  // the tile is staged, and all of x read
+  const int64_t step = int64_t(gridDim.x) * warps * 32;
+  int64_t next = (int64_t(blockIdx.x) * warps + threadIdx.x / 32) * 32;  // row that the next tile begins with
+  const int first_pack = Rows::first_pack(before);
+  const T* next_input = input + next * C + first_pack;
+  int next_rows, buffer = 0;
+  int64_t next_target;
+  auto fetch = [&] {
+    const int64_t left = params.N - next;
+    next_rows = left >= 32 ? 32 : max(int(left), 0);
+    Rows::load(tiles + buffer * tile_elements + first_pack, next_input, before, next_rows * C);
+    commit_copies();
+    next_target = lane < next_rows ? load_target(params, next + lane) : params.ignore_index;
+  };
+  fetch();
+  Softmax softmax(launch, loss_of, counters);  // while the first rows arrive
+  T* grad = softmax.grad() + next * C + first_pack;
+  const bool writes = softmax.writes();
+  const bool aligned_alike = same_alignment(softmax.grad(), input);
 
-    for (int r = threadIdx.x; r < rows; r += kTileThreads) {
-      T* row = tile + r * C;  // [C]
-      auto for_each_class = [C, start](auto&& visit) {
-        int c = start;
-#pragma unroll 4
-        for (int i = 0; i < C; ++i) {
-          visit(c);
-          c = c + 1 == C ? 0 : c + 1;
-        }
-      };
-      const int32_t y = target_of(params, first + r);
+  while (next_rows > 0) {
+    const int64_t first = next;
+    const int rows = next_rows;
+    const int32_t y = class_of(params, next_target);
+    T* const tile = tiles + buffer * tile_elements;  // [rows, C]
+    next += step;
+    next_input += step * C;
+    buffer ^= 1;
+    fetch();
+    wait_for_copies<1>();  // all but those of the next rows
+    __syncwarp();          // the other lanes' too
+
+    if (lane < rows) {
+      T* const row = tile + lane * C;  // [C]
+      // Class i ^ swizzle is at class_group[i % group] + i / group * group.
+      constexpr int group = kClasses & -kClasses;
+      T* class_group[group];
+#pragma unroll
+      for (int i = 0; i < group; ++i) class_group[i] = row + (i ^ swizzle);
+      auto at = [&](int i) -> T& { return class_group[i % group][i / group * group]; };
+      auto exists = [&](int i) { return i < kFewest || i < C; };
+
       const S target_logit = y < 0 ? S(0) : to_compute(row[y]);
+      S x[kClasses];  // logits, then exp(x_k - max)
       ClassSum<S> classes;
-      for_each_class([&](int c) { classes.max = fmax(classes.max, to_compute(row[c])); });
-      for_each_class([&](int c) { classes.sum += exp_nonpositive(to_compute(row[c]) - classes.max); });
-      if constexpr (Softmax::counts) {
-        softmax.count(classes, target_logit, y, first + r);
-        continue;
+#pragma unroll
+      for (int i = 0; i < kClasses; ++i) {
+        x[i] = exists(i) ? to_compute(at(i)) : S(-INFINITY);
+        classes.max = fmax(classes.max, x[i]);  // a nan comes in by its exponential
       }
-      SoftmaxDecision<S> decision = softmax.decide(classes, target_logit, y);
+      const S reference = ClassSum<S>::finite(classes.max);
       S weighted = 0;
-      if (softmax.second_pass()) {
-        for_each_class([&](int c) {
-          S shifted = to_compute(row[c]) - classes.max;
-          S g = softmax.gradient(decision, shifted, c, weighted);
-          row[c] = to_storage<T>(y < 0 ? S(0) : g);  // ignored: 0, whatever the logits
-        });
-        if (y >= 0) row[y] = softmax.target_gradient(decision, target_logit);
+#pragma unroll
+      for (int i = 0; i < kClasses; ++i) {
+        S shifted = x[i] - reference;
+        if (exists(i)) softmax.add_weighted(shifted, i ^ swizzle, weighted);
+        x[i] = exp_nonpositive(shifted);
+        classes.sum += x[i];
       }
-      softmax.finish(decision, first + r, weighted);
+      if constexpr (Softmax::counts) {
+        softmax.count(classes, target_logit, y, first + lane);
+      } else {
+        SoftmaxDecision<S> decision = softmax.decide(classes, target_logit, y);
+        softmax.finish(decision, first + lane, weighted);
+        if (writes && y >= 0) {
+#pragma unroll
+          for (int i = 0; i < kClasses; ++i) {
+            if (exists(i)) at(i) = to_storage<T>(softmax.gradient(decision.gradient, x[i], i ^ swizzle));
+          }
+          row[y] = softmax.target_gradient(decision, target_logit);
+        } else if (writes) {  // ignored: 0, whatever the logits
+#pragma unroll 1
+          for (int c = 0; c < C; ++c) row[c] = to_storage<T>(S(0));
+        }
+      }
     }
-    __syncthreads();  // the gradient is in the tile, or no row is read any more
-    if (softmax.writes()) {
-      T* g = softmax.grad() + first * C;  // [rows, C]
-      Split<T, int> out(g, rows * C, same_alignment(g, tile));
-      for (int i = threadIdx.x; i < out.packs; i += kTileThreads) {
-        store_pack(g + out.pack(i), load_shared_pack(tile + out.pack(i)));
-      }
-      for (int i = threadIdx.x; i < out.scalars; i += kTileThreads) g[out.scalar(i)] = tile[out.scalar(i)];
-      __syncthreads();  // the tile is written out before the next one comes
+    __syncwarp();  // the gradient is in the tile, or no row is read any more
+    if (writes) {
+      Rows::store(grad, tile + first_pack, before, aligned_alike, rows * C);
+      grad += step * C;
+      __syncwarp();  // the tile is written out before other rows come
     }
   }
   softmax.conclude_launch();

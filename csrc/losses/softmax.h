@@ -31,7 +31,7 @@ struct Likelihood {
 // sum: sum_k exp(x_k - max); target_logit: x_y.
 template <class V>
 FASTLOSS_HD Likelihood<V> likelihood(V max, V sum, V target_logit) {
-  V inverse_sum = 1 / sum;
+  V inverse_sum = divide(V{} + 1, sum);
   V log_sum = log(sum);
   V nll = log_sum - (target_logit - max);
   nll = select(nll < 0, V{}, nll);  // a rounding error at p = 1; nan stays

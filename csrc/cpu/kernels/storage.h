@@ -201,7 +201,7 @@ FASTLOSS_LANE_FN void scatter(T* base, OffsetOf offset_of, Vec<T> x, int n) {
 
 // Calls with(T{}), T what dtype is stored as. With BF16 that is bfloat16 alone: avx512 has the others.
 template <class With>
-inline auto with_storage(DType dtype, const With& with) {
+inline auto with_storage([[maybe_unused]] DType dtype, const With& with) {
 #if !defined(FASTLOSS_AVX512_BF16)
   if (dtype == DType::float32) return with(float{});
   if (dtype == DType::float64) return with(double{});

@@ -120,7 +120,7 @@ FASTLOSS_LANE_FN f32 sqrt(f32 x) {
 #elif FASTLOSS_LANES == 8
   return (f32)_mm256_sqrt_ps((__m256)x);
 #else
-  f32 y;
+  f32 y{};
   for (int lane = 0; lane < W; ++lane) y[lane] = std::sqrt(x[lane]);
   return y;
 #endif
