@@ -8,6 +8,11 @@
 # make debug     the libraries with symbols and assertions, until the next make build
 # make docs      the pages in build/docs, their examples run
 # make coverage  what the tests run of Python and C++, in build/coverage
+# make fuzz      20,000 random calls against an independent oracle
+# make sanitize  the CPU kernels under ASan, UBSan and TSan, and between guard pages
+# make mutants   how many planted mistakes the tests notice
+# make accuracy  the table of errors, docs/error-table.md
+# make test-size more than 2^31 logits, peak memory, leaks (minutes, 10 GB)
 # make lint      ruff, clang-format, and every header alone
 # make test-torch TORCH=2.10.0   the tests of the wheel in dist/ on that torch, in an environment of its own
 # make gpu-check every check and figure that takes a GPU, in gpu-check/ (no network, under 25 minutes)
@@ -16,7 +21,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# The version that pyproject.toml builds against: the oldest supported.
+# The version that pyproject.toml builds against.
 TORCH ?= $(shell sed -n 's/.*"torch==\([0-9.]*\)".*/\1/p' pyproject.toml)
 # CUDA kernels take minutes to compile: a development build has them only where a GPU can run them.
 FASTLOSS_CUDA ?= $(if $(shell command -v nvidia-smi 2>/dev/null),auto,0)
@@ -32,7 +37,7 @@ SOURCES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 
 INSTALLED = $(VENV)/.installed-$(TORCH)
 
 .PHONY: build compare study test test-emulator bench bench-quick wheel test-torch gpu-wheels gpu-check debug docs coverage
-.PHONY: lint format install
+.PHONY: fuzz sanitize mutants accuracy test-size lint format install
 .DEFAULT_GOAL := compare
 
 $(INSTALLED): pyproject.toml
@@ -59,6 +64,23 @@ docs: build
 	$(BIN)/python -m sphinx -W -b html docs build/docs
 	$(BIN)/python -m sphinx -W -b doctest docs build/doctest
 
+# Random ones, different each time; a failure prints the case.
+fuzz: build
+	FASTLOSS_FUZZ_CASES=20000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_fuzz.py --numprocesses auto --maxfail 1 $(ARGS)
+
+# ARGS: random calls a run.
+sanitize: install
+	PATH="$(BIN):$$PATH" tools/sanitize/run $(ARGS)
+
+mutants: build
+	OMP_NUM_THREADS=1 $(BIN)/python tools/mutants.py $(ARGS)
+
+accuracy: build
+	$(BIN)/python tools/accuracy.py --output docs/error-table.md
+
+test-size: build
+	$(BIN)/python -m pytest tests/test_size.py -m size $(ARGS)
+
 # Instrumented, so that make build is needed afterwards for speed. gcov adds up what the processes write when they end.
 coverage: export CXXFLAGS = -O1 -fprofile-update=atomic --coverage
 coverage: export LDFLAGS = --coverage
@@ -70,10 +92,7 @@ coverage: build
 	$(BIN)/gcovr --root . --filter csrc/ --merge-mode-functions merge-use-line-0 --print-summary \
 		--html-details build/coverage/cpp.html build
 
-# Two seeds, since three take longer than ten minutes on two cores. Threads that spin while they wait for one another
-# are slow beside any other load: a training step then took 335 ms, and 54 ms with passive waiting.
-compare study: export OMP_WAIT_POLICY ?= passive
-
+# Two seeds, since three take longer than ten minutes on two cores.
 compare: build
 	$(BIN)/fastloss compare --seeds 42 1 $(ARGS)
 

@@ -54,9 +54,7 @@ class LossOp:
             arg = args[i]
             if arg is None and optional:
                 continue
-            if not isinstance(arg, Tensor):
-                expected = "a tensor or None" if optional else "a tensor"
-                raise ValueError(f"{name} is {_describe(arg)}, but should be {expected}.")
+            check_tensor(name, arg, "a tensor or None" if optional else "a tensor")
             if arg.requires_grad:
                 raise ValueError(
                     f"{name} requires grad, but fastloss.{self.name} differentiates only with respect to input; call "
@@ -78,8 +76,10 @@ class LossOp:
         return settings
 
 
-def _describe(value: Any) -> str:
-    return "None" if value is None else f"of type {type(value).__name__}"
+def check_tensor(name: str, value: Any, expected: str = "a tensor") -> None:
+    if not isinstance(value, Tensor):
+        what = "None" if value is None else f"of type {type(value).__name__}"
+        raise ValueError(f"{name} is {what}, but should be {expected}.")
 
 
 def encode(name: str, value: Any, codes: dict[str, int]) -> int:
@@ -107,8 +107,7 @@ def fused_loss(name: str, input: Tensor, inplace_backward: bool, *args: Any) -> 
         settings = dict(zip(op.names, args, strict=True))
         public = getattr(_functional, name)
         return handle_torch_function(public, tensors, input, **settings, inplace_backward=inplace_backward)
-    if not isinstance(input, Tensor):
-        raise ValueError(f"input is {_describe(input)}, but should be a tensor.")
+    check_tensor("input", input)
     op.check(args)
     compiling = torch.compiler.is_compiling()
     transforms = torch_private.transforms_active

@@ -318,5 +318,6 @@ def gradient_norm_histogram(input: Tensor, target: Tensor, *, bins: int = 10, ig
         >>> fastloss.gradient_norm_histogram(logits, torch.tensor([0, 0, 2]), bins=5)
         tensor([0, 2, 0, 1, 0])
     """
+    autograd.check_tensor("input", input)
     counts, _ = torch.ops.fastloss.gradient_norms(input.detach(), target, bins, ignore_index)
     return counts

@@ -36,9 +36,11 @@ from . import autograd, functional, modules, reference, torch_private
 # Measured on CPU (benchmarks/linear.py): fewer rows make the products slow, more only take memory. On CUDA a product
 # needs about as many rows to fill the device.
 _LEAST_ROWS = {"cpu": 256, "cuda": 2048}
-_CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
+_CHUNK_BYTES = {"cpu": 44 << 20, "cuda": 256 << 20}
 # A part of the weight that stays in the cache for a product's whole time.
-_BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 1 << 62}
+_BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 1 << 62}
+_ROUND = 16  # rows: products are slower at odd sizes
+_PART_BYTES = 1 << 20
 _NOTHING = [False, False, False]
 _GHM = ("bins", "momentum", "normalizer", "bias_correction", "running_histogram", "num_updates", "training")
 
@@ -198,8 +200,8 @@ def _linear_loss(
 ) -> Tensor:
     tensors = (input, linear_weight, target, linear_bias, *settings.values())
     if has_torch_function_variadic(*tensors):
-        public = globals()["linear_" + name]
-        return handle_torch_function(public, tensors, input, linear_weight, target, linear_bias=linear_bias, **settings)
+        public, given = globals()["linear_" + name], (input, linear_weight, target)
+        return handle_torch_function(public, tensors, *given, linear_bias=linear_bias, **settings)
     dtype = _check(input, linear_weight, target, linear_bias)
     op = autograd.OPS[name]
     # The loss of no rows: the op's own checks of the settings, before anything is computed or written.
@@ -307,7 +309,7 @@ class _LinearLoss(torch.autograd.Function):
         if torch.is_grad_enabled() and not compiling:
             return *_double_backward(ctx, grad_output), *nothing
         *grads, denominator, beta, input, linear_weight, linear_bias, target, weight = ctx.saved_tensors
-        factor = grad_output.flatten() if reduction == "none" else grad_output
+        factor: Any = grad_output.flatten() if reduction == "none" else grad_output
         if reduction == "mean":
             factor = factor / denominator
         if beta is not None and (reduction == "none" or not ctx.summed):
@@ -316,19 +318,27 @@ class _LinearLoss(torch.autograd.Function):
         if ctx.summed and reduction == "none":
             rows = _cast(input, linear_weight, linear_bias, target, dtype)
             _, _, _, *grads = _linear_rows(*rows, weight, loss, parameter, ignore_index, factor, 0, wanted)
-        else:
-            grads = [
-                _scaled(grad, factor, overwrite) if want else grad for grad, want in zip(grads, wanted, strict=True)
-            ]
+            factor = None
         results = []
         for grad, like, want in zip(grads, (input, linear_weight, linear_bias), wanted, strict=True):
-            results.append(grad.to(like.dtype).view(like.shape) if want else None)
+            results.append(_scaled(grad, factor, like.dtype, overwrite).view(like.shape) if want else None)
         return *results, *nothing
 
 
-def _scaled(grad: Tensor, factor: Tensor, overwrite: bool) -> Tensor:
+def _scaled(grad: Tensor, factor: Tensor | None, dtype: torch.dtype, overwrite: bool) -> Tensor:
+    """``grad * factor`` as dtype; factor None is 1."""
+    if factor is None:
+        return grad.to(dtype)
     if torch.compiler.is_compiling() or autograd._is_seen(factor):
-        return autograd._scaled(grad, factor, None)
+        return autograd._scaled(grad, factor, None).to(dtype)
+    if dtype != grad.dtype:
+        scaled = torch.empty_like(grad, dtype=dtype)
+        # In parts, so that what is scaled is rounded while it is in the cache.
+        rows = max(_PART_BYTES // grad[0].nbytes, 1)
+        parts = factor.split(rows) if factor.dim() else [factor] * -(-len(grad) // rows)
+        for to, part, f in zip(scaled.split(rows), grad.split(rows), parts, strict=True):
+            to.copy_(torch.ops.fastloss.scale_gradient.default(part, f, None))
+        return scaled
     if overwrite:
         torch.ops.fastloss.scale_gradient.inplace(grad, factor, None)
         return grad
@@ -399,32 +409,34 @@ def _linear_rows(
     """
     op = autograd.OPS[loss]
     N, C = len(input), len(linear_weight)
-    results = _results(input, linear_weight, target, bins, wanted)
-    losses, bin, counts, *grads = results
-    for result in (losses, counts, *grads):
-        result.zero_()
-    bin.fill_(-1)
+    losses, bin, counts, *grads = results = _results(input, linear_weight, target, bins, wanted)
     grad_input, grad_weight, grad_bias = grads
+    counts.zero_()
+    grad_bias.zero_()
     half = input.dtype != losses.dtype
-    if factor is not None and input.dtype == torch.float16:
-        # Into float16's range, by a power of two: factors are as small as 1 / N, and as large as a loss scale.
-        largest = torch.where(factor.isfinite(), factor.abs(), 0).amax() if N else factor.new_zeros(())
-        peak = torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), largest.frexp().exponent), 1)
+    peak = _power_of_two(factor) if factor is not None and N > 0 and input.dtype == torch.float16 else None
+    if peak is not None:
         factor = factor / peak
-    else:
-        peak = None
-    # On CUDA the number of valid rows would have to be waited for.
     index = None
+    # On CUDA the number of valid rows would have to be waited for.
     if input.is_cpu and (target == ignore_index).any():
         index = (target != ignore_index).nonzero().squeeze(1)
         N = len(index)
+        bin.fill_(-1)
+        losses.zero_()
+        grad_input.zero_()
+    if N == 0:
+        grad_weight.zero_()
     kind = "cpu" if input.is_cpu else "cuda"
-    most = max(_LEAST_ROWS[kind], _CHUNK_BYTES[kind] // (C * input.element_size()))
-    step = -(-N // max(-(-N // most), 1))  # chunks of equal size
+    most = max(_LEAST_ROWS[kind], _CHUNK_BYTES[kind] // (C * input.element_size()) // _ROUND * _ROUND)
+    chunks = max(-(-N // most), 1)
+    step = max(-(-N // (chunks * _ROUND)), 1) * _ROUND  # about equal ones
     block = max(_BLOCK_BYTES[kind] // max(linear_weight[0].nbytes, 1), 1)
-    blocks = [slice(c, c + block) for c in range(0, C, block)]
-    buffer = input.new_empty((step, C))
-    for start in range(0, N, max(step, 1)):
+    blocks = [slice(c, min(c + block, C)) for c in range(0, C, block)]
+    # Memory that is taken anew in each chunk would be handed back to the system and fetched again, page by page.
+    buffer = input.new_empty((min(step, N), C))
+    product: Any = linear_weight.new_empty((min(block, C), linear_weight.shape[1])) if wanted[1] and half else None
+    for start in range(0, N, step):
         chunk = slice(start, min(start + step, N))
         rows = chunk if index is None else index[chunk]
         x, y = input[rows], target[rows]
@@ -447,17 +459,26 @@ def _linear_rows(
         if wanted[0]:
             grad_input[rows] = torch.mm(logits, linear_weight)
         if wanted[1]:
+            # The first chunk writes what the others add to.
             for part in blocks:
+                total, g = grad_weight[part], logits[:, part].t()
                 if half:
-                    grad_weight[part] += torch.mm(logits[:, part].t(), x)
+                    added = torch.mm(g, x, out=product[: len(g)])
+                    total.add_(added) if start else total.copy_(added)
                 else:
-                    grad_weight[part].addmm_(logits[:, part].t(), x)
+                    torch.addmm(total, g, x, beta=int(start > 0), out=total)
         if wanted[2]:
             grad_bias += logits.sum(0, dtype=grad_bias.dtype)
     if peak is not None:
         for grad in grads:
             grad *= peak
     return results
+
+
+def _power_of_two(factor: Tensor) -> Tensor:
+    """That brings factor into float16's range: factors are as small as 1 / N, and as large as a loss scale."""
+    largest = torch.where(factor.isfinite(), factor.abs(), 0).amax()
+    return torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), largest.frexp().exponent), 1)
 
 
 @_linear_rows.register_fake

@@ -14,17 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fastloss.ner.diagnosis import NONE
+from fastloss.ner.losses import KINDS
 
 # Stand-ins that an inline SVG has replaced by the page's own colours, so that light and dark both work.
 INK, GRID = "#010203", "#030201"
-COLOURS = {
-    "ce": "#2f7fc1",
-    "lsr": "#e69f00",
-    "focal": "#009e73",
-    "ghmc": "#d55e00",
-    "ghmc:bins=30,momentum=0.9": "#c173b0",
-}
-OTHERS = ("#8a6d3b", "#5b8c2a", "#7a6fd0", "#c0392b", "#2aa5a0", "#9a9a3c")
+# For losses with settings of their own; those without have theirs in the list of losses.
+OTHERS = ("#c0392b", "#8a6d3b", "#5b8c2a", "#7a6fd0", "#c173b0", "#2aa5a0", "#9a9a3c")
 WIDTH = 5.2
 # The weights of every loss, and of every report, on one scale.
 WEIGHTS = (1e-3, 1e3)
@@ -51,7 +46,7 @@ STYLE = {
 
 def colour(loss: str) -> str:
     """A loss has the same colour in every figure of every report."""
-    return COLOURS.get(loss) or OTHERS[zlib.crc32(loss.encode()) % len(OTHERS)]
+    return KINDS[loss].colour if loss in KINDS else OTHERS[zlib.crc32(loss.encode()) % len(OTHERS)]
 
 
 def svg(figure: Figure) -> str:

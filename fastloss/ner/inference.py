@@ -1,5 +1,6 @@
 """Applies a trained model to sentences, and saves and loads models."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from fastloss.ner.tokens import TextTokenizer, load_tokenizer
 
 def is_main_process() -> bool:
     """True outside torchrun and on its first rank, the one that prints and writes."""
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def quieten() -> None:

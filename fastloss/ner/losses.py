@@ -19,19 +19,21 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Kind:
-    """A class of fastloss, the options it is compared with, and the option that a bare value sets."""
+    """A class of fastloss, its colour in the figures, the options it is compared with, and what a bare value sets."""
 
     title: str
     module: str
+    colour: str
     options: dict = field(default_factory=dict)
     bare: str | None = None
 
 
 KINDS = {
-    "ce": Kind("cross entropy", "CrossEntropyLoss"),
-    "lsr": Kind("cross entropy", "CrossEntropyLoss", {"label_smoothing": 0.1}, "label_smoothing"),
-    "focal": Kind("focal", "FocalLoss", {"gamma": 2.0}, "gamma"),
-    "ghmc": Kind("GHM-C", "GHMCLoss", {"bins": 10}, "bins"),
+    "ce": Kind("cross entropy", "CrossEntropyLoss", "#2f7fc1"),
+    "lsr": Kind("cross entropy", "CrossEntropyLoss", "#e69f00", {"label_smoothing": 0.1}, "label_smoothing"),
+    "focal": Kind("focal", "FocalLoss", "#009e73", {"gamma": 2.0}, "gamma"),
+    "poly": Kind("poly-1", "PolyLoss", "#56b4e9", {"epsilon": 1.0}, "epsilon"),
+    "ghmc": Kind("GHM-C", "GHMCLoss", "#d55e00", {"bins": 10}, "bins"),
 }
 # The article's four, and GHM-C with the settings that steady its weights.
 DEFAULT_LOSSES = ("ce", "lsr", "focal", "ghmc", "ghmc:bins=30,momentum=0.9")

@@ -152,7 +152,8 @@ class UntilFlat(TrainerCallback):
 
     @property
     def stale(self) -> int:
-        return len(self.scores) - self.best_epoch
+        """Epochs since the best one; until a first mention is found there is none."""
+        return len(self.scores) - self.best_epoch if max(self.scores) > 0 else 0
 
     def on_epoch_end(self, args, state, control, **_):
         tags = predict_tags(self.model, self.held_set)

@@ -124,8 +124,15 @@ struct SoftmaxRows : SoftmaxBlock<T, Loss> {
     const V tail = rest ? select(in_rest, load_first(x + whole, rest), lowest) : lowest;
     const V max = highest(x, tail);
 
-    V sum[2] = {};
-    V weighted = {};
+    // A stretch of classes at a time, and the stretches in float64: one long sum's rounding errors would grow with C.
+    constexpr int64_t stretch = 32 * W;
+    V sum[2] = {}, weighted = {};
+    Sum sum_of_stretches, weighted_of_stretches;
+    auto end_stretch = [&]() FASTLOSS_LAMBDA {
+      sum_of_stretches.add(sum[0] + sum[1]);
+      if constexpr (Loss::smooths) weighted_of_stretches.add(weighted);
+      sum[0] = sum[1] = weighted = V{};
+    };
     auto stage = [&](V logits, int64_t c, V& into) FASTLOSS_LAMBDA {
       V shifted = logits - max;
       V e = exp(shifted);
@@ -136,6 +143,7 @@ struct SoftmaxRows : SoftmaxBlock<T, Loss> {
     // Written soon, and a miss would hold up the stores behind it.
     const T* written = row.to.grad && !row.to.streamed ? row.to.grad : x;
     auto two_vectors = [&](int64_t c) FASTLOSS_LAMBDA {
+      if (c % stretch == 0) end_stretch();
       __builtin_prefetch(next + c, 0, 2);
       __builtin_prefetch(next + c + W, 0, 2);
       __builtin_prefetch(written + c, 1, 2);
@@ -163,7 +171,9 @@ struct SoftmaxRows : SoftmaxBlock<T, Loss> {
       V a = stage(tail, whole, sum[1]);
       if constexpr (Loss::smooths) weighted += select(in_rest, weights_at(whole, rest) * a, V{});
     }
-    return {max, V{} + S(sum_lanes(sum[0] + sum[1])), V{} + load_one(x + row.target), V{} + S(sum_lanes(weighted))};
+    end_stretch();
+    return {max, V{} + S(sum_of_stretches.total()), V{} + load_one(x + row.target),
+            V{} + S(weighted_of_stretches.total())};
   }
 
   // The weights of count classes from class c on.

@@ -1,0 +1,404 @@
+"""Do the tests notice a small mistake? Plants some hundreds in csrc (CPU kernels, checks, dispatch) and fastloss/*.py,
+one at a time, and runs the fast part of the suite on each: `make mutants`.
+
+universalmutator makes the mutants, from tools/mutants.rules. Those of C++ are compiled together, once, each behind a
+number that FASTLOSS_MUTANT chooses when the library is loaded (mutant schemata, Untch et al. 1993): for AVX2, at -O1,
+the rest of the library as `make build` left it. Each is then run in a process forked from one that has loaded torch.
+tools/mutants.equivalent lists those that no test can notice, and why.
+"""
+
+import argparse
+import ast
+import contextlib
+import io
+import json
+import os
+import random
+import re
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BUILD = ROOT / "build/mutants"
+RULES = ROOT / "tools/mutants.rules"
+EQUIVALENT = ROOT / "tools/mutants.equivalent"
+CAPABILITY = "avx2"
+# The objects that a mutant can be in.
+COMPILED = ["csrc/cpu/isa_avx2.cpp", "csrc/cpu/device.cpp", "csrc/ops/checks.cpp", "csrc/ops/layout.cpp"]
+CPP = [
+    "csrc/losses/*.h",
+    "csrc/cpu/*.h",
+    "csrc/cpu/device.cpp",
+    "csrc/cpu/kernels/*.h",
+    "csrc/ops/*.h",
+    "csrc/ops/*.cpp",
+]
+PYTHON = ["fastloss/*.py"]
+# Lines of C++ in which a choice at run time cannot stand.
+LEFT_OUT = re.compile(
+    r"^\s*(#|//|template\b|using\b|namespace\b|static_assert|extern\b|struct\b|m\.def)|constexpr|asm\(|__builtin_prefetch"
+    r"|__builtin_cpu|FASTLOSS_BEGIN|operator\b"
+)
+# Quick tests that notice much come first; the rest is for what they let pass.
+QUICK = ["test_schedules.py", "test_errors.py", "test_fuzz.py"]
+THOROUGH = [
+    "test_ghmc_loss.py",
+    "test_sigmoid_ghmc_loss.py",
+    "test_sigmoid_focal_loss.py",
+    "test_focal_loss.py",
+    "test_cross_entropy.py",
+    "test_gradient_norm_histogram.py",
+    "test_modules.py",
+    "test_half.py",
+    "test_ops.py",
+    "test_conformance.py",
+    "test_determinism.py",
+    "test_autograd.py",
+    "test_transforms.py",
+    "test_compile.py",
+    "test_equivalence.py",
+]
+SECONDS = 150  # of CPU; then a mutant hangs
+
+
+@dataclass
+class Mutant:
+    number: int
+    file: str
+    line: int  # from 1
+    before: str
+    after: str
+
+    def __str__(self):
+        return f"{self.number}: {self.file}:{self.line}: {self.before.strip()}  ==>  {self.after.strip()}"
+
+    def key(self):
+        return f"{self.file} | {self.before.strip()} | {self.after.strip()}"
+
+
+def possible_mutants(path):
+    """(line number, line, mutated line) of every change that the rules make to a file."""
+    from universalmutator import mutator
+
+    lines = path.read_text().splitlines(keepends=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        found = mutator.mutants_regexp(lines, ruleFiles=[str(RULES)], ignorePatterns=[])
+    cpp = path.suffix != ".py"
+    text = set() if cpp else documentation(path)
+    for number, after, *_ in found:
+        before, after = lines[number - 1].rstrip("\n"), after.rstrip("\n")
+        if cpp and (LEFT_OUT.search(before) or comment_starts(before) <= first_difference(before, after)):
+            continue
+        if not cpp and (number in text or not changes_code(path, number, after)):
+            continue
+        yield number, before, after
+
+
+def comment_starts(line):
+    return line.index("//") if "//" in line else len(line) + 1
+
+
+def first_difference(a, b):
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def documentation(path):
+    """The lines of a module's docstrings."""
+    lines = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            lines |= set(range(node.lineno, node.end_lineno + 1))
+    return lines
+
+
+def changes_code(path, number, after):
+    """Whether a line of Python is still Python, and something else."""
+    lines = path.read_text().splitlines()
+    before = ast.dump(ast.parse("\n".join(lines)))
+    lines[number - 1] = after
+    try:
+        return ast.dump(ast.parse("\n".join(lines))) != before
+    except SyntaxError:
+        return False
+
+
+def choose(patterns, count, seed):
+    """count mutants, at most two a line, every file in proportion to its lines."""
+    chance = random.Random(seed)
+    of_line = {}
+    for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern)):
+        file = str(path.relative_to(ROOT))
+        for number, before, after in possible_mutants(path):
+            if path.suffix == ".py" or embed(before, [(0, after)]) is not None:
+                of_line.setdefault((file, number), []).append((before, after))
+    chosen = [
+        (file, number, *pair)
+        for (file, number), pairs in of_line.items()
+        for pair in chance.sample(pairs, min(2, len(pairs)))
+    ]
+    return sorted(chance.sample(chosen, min(count, len(chosen))))
+
+
+# ---- C++: all mutants of a line in one line
+
+
+def balanced(text):
+    return all(text.count(a) == text.count(b) for a, b in ("()", "{}", "[]"))
+
+
+def chain(condition, mutated, original):
+    """The expression that is one of the mutated ones, or the original."""
+    for number, text in reversed(mutated):
+        original = f"({condition}({number}) ? ({text}) : ({original}))"
+    return original
+
+
+def embed(line, mutated):
+    """A line of C++ that does what one of mutated [(number, line)] says, or what it did; None where it cannot."""
+    indent, code = line[: len(line) - len(line.lstrip())], line.split("//")[0].strip()
+    texts = [(number, text.split("//")[0].strip()) for number, text in mutated]
+    if header := re.fullmatch(r"((?:\} )?(?:else )?(?:if|while) )\((.*)\) \{", code):
+        pattern = re.compile(re.escape(header[1]) + r"\((.*)\) \{")
+        inner = [(number, pattern.fullmatch(text)) for number, text in texts]
+        if not all(match for _, match in inner) or not balanced(header[2]):
+            return None
+        condition = chain("MUTANT", [(number, f"bool({match[1]})") for number, match in inner], f"bool({header[2]})")
+        return f"{indent}{header[1]}({condition}) {{"
+    if header := re.fullmatch(r"for \((.*);(.*);(.*)\) (.*)", code):
+        parts = [(number, re.fullmatch(r"for \((.*);(.*);(.*)\) (.*)", text)) for number, text in texts]
+        if not all(match and match[1] == header[1] and match[4] == header[4] for _, match in parts):
+            return None
+        condition = chain("MUTANT", [(n, m[2]) for n, m in parts if m[2] != header[2]], header[2])
+        step = chain("MUTANT", [(n, f"void({m[3]})") for n, m in parts if m[3] != header[3]], f"void({header[3]})")
+        return f"{indent}for ({header[1]}; {condition}; {step}) {header[4]}"
+    if not code.endswith(";") or not balanced(code) or code.startswith(("else", "case", "}", "break", "continue")):
+        return None
+    declaration = re.compile(r"((?:const |static )*[\w:]+(?:<[\w<>:, ]+>)?[*&]? [*&]?\w+(?:\[\w*\])?) = (.*);")
+    if found := declaration.fullmatch(code):
+        matches = [(number, declaration.fullmatch(text)) for number, text in texts]
+        if found[1].startswith("return") or not all(m and m[1] == found[1] for _, m in matches) or found[2][0] == "{":
+            return None
+        if re.match(r"auto|const auto", found[1]) and "[" in found[2]:
+            return None
+        return f"{indent}{found[1]} = {chain('MUTANT', [(number, m[2]) for number, m in matches], found[2])};"
+    if re.match(r"return\b", code):
+        matches = [(number, re.fullmatch(r"return (.*);", text)) for number, text in texts]
+        value = re.fullmatch(r"return (.*);", code)
+        if value is None or value[1].startswith("{") or not all(match for _, match in matches):
+            statements = [f"if (MUTANT({number})) {{ {text} }}" for number, text in texts]
+            return indent + " else ".join(statements) + f" else {{ {code} }}"
+        return f"{indent}return {chain('MUTANT', [(number, m[1]) for number, m in matches], value[1])};"
+    if re.fullmatch(r"[\w:<>, *&]+ \w+(?:\[\w*\])?;", code) or re.match(r"(const )?[\w:]+(<[^;=]*>)? \w+[\[({]", code):
+        return None  # a declaration
+    statements = [f"if (MUTANT({number})) {{ {text} }}" for number, text in texts]
+    return indent + " else ".join(statements) + f" else {{ {code} }}"
+
+
+def compile_commands():
+    """{source: command} of the last build."""
+    folder = max((ROOT / "build").glob("*/build.ninja"), key=lambda path: path.stat().st_mtime).parent
+    ninja = shutil.which("ninja", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    output = subprocess.run(
+        [ninja, "-f", folder / "build.ninja", "-t", "commands"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    commands = [shlex.split(line) for line in output.splitlines()]
+    compiling = {command[command.index("-c") + 1]: command for command in commands if "-c" in command}
+    linking = next(command for command in commands if command[-1] and any("libfastloss_ops.so" in w for w in command))
+    return compiling, linking
+
+
+def write_sources(mutants):
+    """build/mutants/csrc: the sources with all of them."""
+    target = BUILD / "csrc"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(ROOT / "csrc", target)
+    by_line = {}
+    for mutant in mutants:
+        by_line.setdefault((mutant.file, mutant.line), []).append((mutant.number, mutant.after))
+    for file in {file for file, _ in by_line}:
+        lines = (ROOT / file).read_text().splitlines()
+        for (of, number), mutated in by_line.items():
+            if of == file:
+                lines[number - 1] = embed(lines[number - 1], mutated)
+        (BUILD / file).write_text("\n".join(lines) + "\n")
+    (BUILD / "mutant.h").write_text(
+        'extern "C" int fastloss_mutant;\n#define MUTANT(number) (fastloss_mutant == number)\n'
+    )
+    (BUILD / "mutant.cpp").write_text(
+        '#include <cstdlib>\n#include "mutant.h"\n'
+        'int fastloss_mutant = std::getenv("FASTLOSS_MUTANT") ? std::atoi(std::getenv("FASTLOSS_MUTANT")) : 0;\n'
+    )
+
+
+def compile_all(mutants):
+    """Compiles them together; returns those that compile. What is no C++ is left out, and all is compiled again."""
+    compiling, linking = compile_commands()
+    waiting = list(COMPILED)
+    write_sources(mutants)
+    objects = {}
+    while waiting:
+        source = waiting[0]
+        command = ["-O1" if word == "-O3" else word for word in compiling[source]]
+        objects[source] = BUILD / Path(source).with_suffix(".o").name
+        command[command.index("-o") + 1] = str(objects[source])
+        command[command.index("-c") + 1] = str(BUILD / source)
+        command = [word for i, word in enumerate(command) if word not in ("-MMD", "-MF") and command[i - 1] != "-MF"]
+        result = subprocess.run(
+            [*command, "-w", "-include", BUILD / "mutant.h"], cwd=ROOT, capture_output=True, text=True
+        )
+        if result.returncode == 0:
+            waiting.pop(0)
+            continue
+        wrong = {
+            (str(Path(file).relative_to(BUILD)), int(line))
+            for file, line in re.findall(
+                rf"({re.escape(str(BUILD))}/[^:\s]*):(\d+):\d+: (?:fatal )?error", result.stderr
+            )
+        }
+        mentioned = {
+            (str(Path(os.path.normpath(file)).relative_to(BUILD)), int(line))
+            for file, line in re.findall(rf"({re.escape(str(BUILD))}/[^:\s]*):(\d+):\d+:", result.stderr)
+        }
+        wrong = {(os.path.normpath(file), line) for file, line in wrong}
+        left = [m for m in mutants if (m.file, m.line) not in wrong]
+        if len(left) == len(mutants):
+            left = [m for m in mutants if (m.file, m.line) not in mentioned]
+        if len(left) == len(mutants):  # a mutant in the declaration of a name that is missing now
+            missing = re.search(r"‘(\w+)’ was not declared", result.stderr)
+            left = [m for m in mutants if not (missing and re.search(rf"\b{missing[1]}\b", m.before))]
+        if len(left) == len(mutants):
+            raise RuntimeError(result.stderr[-3000:])
+        print(f"{source}: {len(mutants) - len(left)} do not compile", flush=True)
+        mutants = left
+        write_sources(mutants)
+        waiting = [*dict.fromkeys([*waiting, *objects])]
+    subprocess.run(["c++", "-fPIC", "-c", BUILD / "mutant.cpp", "-o", BUILD / "mutant.o"], check=True)
+    output = str(BUILD / "libfastloss_ops.so")
+    link = [output if linking[i - 1] == "-o" else word for i, word in enumerate(linking)]
+    replaced = {str(Path(compiling[s][compiling[s].index("-o") + 1])): str(o) for s, o in objects.items()}
+    link = [replaced.get(word, word) for word in link]
+    subprocess.run([*link, BUILD / "mutant.o"], cwd=ROOT, check=True)
+    return mutants
+
+
+# ---- running the tests
+
+
+def package(folder, ops_library, changed=None):
+    """A copy of fastloss in folder with this library, and where changed = (file, line, text) with one line changed."""
+    target = folder / "fastloss"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(ROOT / "fastloss", target, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for library in (ROOT / "fastloss").glob("_C*.so"):
+        shutil.copy(library, target)
+    shutil.copy(ops_library, target / "libfastloss_ops.so")
+    if changed:
+        file, number, text = changed
+        path = folder / file
+        lines = path.read_text().splitlines()
+        lines[number - 1] = text
+        path.write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def run_tests(folder, mutant, files, seconds=SECONDS):
+    """Whether all tests pass, in a forked process; a crash, and more than so many seconds of CPU, are failures."""
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        os.environ |= {"FASTLOSS_MUTANT": str(mutant), "FASTLOSS_CPU_CAPABILITY": CAPABILITY}
+        os.environ["PYTHONPATH"] = f"{folder}:{os.environ.get('PYTHONPATH', '')}"
+        sys.path.insert(0, str(folder))
+        log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        import pytest
+
+        arguments = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=line", "--show-capture=no"]
+        os._exit(int(pytest.main([*arguments, *(str(ROOT / "tests" / file) for file in files)])))
+    _, status = os.waitpid(child, 0)
+    return status == 0
+
+
+def first_failure(folder):
+    lines = (folder / "log").read_text(errors="replace").splitlines()
+    return next(
+        (line for line in lines if line.startswith("FAILED") or "Error" in line), lines[-1] if lines else "crash"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cpp", type=int, default=240, help="how many mutants of csrc")
+    parser.add_argument("--python", type=int, default=80, help="how many of fastloss/*.py")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, nargs="*", help="run these alone")
+    args = parser.parse_args()
+
+    import hypothesis  # noqa: F401  forked processes find these loaded
+    import numpy  # noqa: F401
+    import pytest  # noqa: F401
+    import torch  # noqa: F401
+
+    BUILD.mkdir(parents=True, exist_ok=True)
+    chosen = [*choose(CPP, args.cpp, args.seed), *choose(PYTHON, args.python, args.seed)]
+    mutants = [Mutant(number, *which) for number, which in enumerate(chosen, 1)]
+    cpp = [m for m in mutants if m.file.startswith("csrc")]
+    python = [m for m in mutants if not m.file.startswith("csrc")]
+    start = time.monotonic()
+    cpp = compile_all(cpp) if cpp else []
+    print(
+        f"{len(cpp)} mutants of csrc compiled in {time.monotonic() - start:.0f} s, {len(python)} of Python", flush=True
+    )
+    compiled = package(BUILD / "compiled", BUILD / "libfastloss_ops.so")
+    plain = ROOT / "fastloss/libfastloss_ops.so"
+    for files in (QUICK, THOROUGH):
+        start = time.monotonic()
+        if not run_tests(compiled, 0, files, 900):
+            sys.exit(f"The tests fail without a mutant: {first_failure(compiled)}")
+        print(f"without a mutant {files[0]} ... pass in {time.monotonic() - start:.0f} s", flush=True)
+
+    equivalent = {
+        line.rsplit(" | ", 1)[0]: line.rsplit(" | ", 1)[1]
+        for line in (EQUIVALENT.read_text().splitlines() if EQUIVALENT.exists() else [])
+        if line and not line.startswith("#")
+    }
+    survivors, killed, known = [], 0, 0
+    results = (BUILD / "results.jsonl").open("w")
+    for mutant in [*cpp, *python]:
+        if args.only and mutant.number not in args.only:
+            continue
+        if mutant.key() in equivalent:
+            known += 1
+            continue
+        start = time.monotonic()
+        if mutant.file.startswith("csrc"):
+            folder, number = compiled, mutant.number
+        else:
+            folder, number = package(BUILD / "python", plain, (mutant.file, mutant.line, mutant.after)), 0
+        alive = run_tests(folder, number, QUICK) and run_tests(folder, number, THOROUGH, 600)
+        seconds = time.monotonic() - start
+        by = "" if alive else first_failure(folder)
+        results.write(json.dumps({**vars(mutant), "killed": not alive, "by": by, "seconds": round(seconds, 1)}) + "\n")
+        results.flush()
+        if alive:
+            survivors.append(mutant)
+            print(f"SURVIVED ({seconds:.0f} s) {mutant}", flush=True)
+        else:
+            killed += 1
+    total = killed + len(survivors)
+    share = 100 * killed / max(total, 1)
+    print(
+        f"{killed} of {total} killed ({share:.1f}%), {len(survivors)} survived; {known} known to be equivalent left out"
+    )
+    sys.exit(share < 95)
+
+
+if __name__ == "__main__":
+    main()
