@@ -414,8 +414,9 @@ def _linear_rows(
     counts.zero_()
     grad_bias.zero_()
     half = input.dtype != losses.dtype
-    peak = _power_of_two(factor) if factor is not None and N > 0 and input.dtype == torch.float16 else None
-    if peak is not None:
+    peak = None
+    if factor is not None and N > 0 and input.dtype == torch.float16:
+        peak = _power_of_two(factor)
         factor = factor / peak
     index = None
     # On CUDA the number of valid rows would have to be waited for.
