@@ -163,7 +163,8 @@ def wide_accesses(ptx):
     count = {}
     for body in re.split(r"^\s*(?:\.visible|\.weak)?\s*\.entry ", ptx, flags=re.M)[1:]:
         found = Counter(re.findall(r"\b(ld|st)\.global(?:\.\w+)*\.(?:v4\.\w32|v2\.\w64)\b", body))
-        count[re.match(r"[\w$]+", body).group()] = {"wide_loads": found["ld"], "wide_stores": found["st"]}
+        copies = len(re.findall(r"\bcp\.async\.cg\.shared\.global \S+ \S+ 16;", body))  # into shared memory
+        count[re.match(r"[\w$]+", body).group()] = {"wide_loads": found["ld"] + copies, "wide_stores": found["st"]}
     return count
 
 

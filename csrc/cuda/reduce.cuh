@@ -84,7 +84,7 @@ __device__ __noinline__ inline bool is_last_block(uint32_t* ticket) {
 
 // A thread's part of the sum of partials [count], in a fixed order: every step-th from first on. Past the L1 cache:
 // other blocks wrote them.
-__device__ __noinline__ inline double strided_sum(const double* partials, int count, int first, int step) {
+__device__ __forceinline__ double strided_sum(const double* partials, int count, int first, int step) {
   constexpr int batch = 8;  // loads in flight: the GPU waits for this
   double sum = 0;
 #pragma unroll 1
@@ -99,7 +99,7 @@ __device__ __noinline__ inline double strided_sum(const double* partials, int co
 }
 
 // The power of two that float16 gradients of up to `bound` are stored times. Called by every thread; one writes it.
-__device__ __noinline__ inline double write_stored_scale(float* stored_scale, double bound) {
+__device__ __forceinline__ double write_stored_scale(float* stored_scale, double bound) {
   double scale = float16_scale(bound);
   if (blockIdx.x == 0 && threadIdx.x == 0) *stored_scale = float(scale);
   return scale;
