@@ -29,11 +29,14 @@ if [ ! -e "$glibc/libc.so" ]; then
   echo 'char __libc_single_threaded __attribute__((visibility("hidden"))) = 0;' |
     cc -x c -fPIC -c - -o "$glibc/single_threaded.o"
   ar rcs "$glibc/libsingle_threaded.a" "$glibc/single_threaded.o"
+  # What is newer in libstdc++ than the one of glibc 2.28's time comes out of the archive, before the shared library.
+  (cd "$glibc" && ar x "$(c++ -print-file-name=libstdc++.a)" eh_ptr.o functexcept.o lt5-sstream-inst.o snprintf_lite.o \
+    sstream-inst.o && ar rcs libnewer.a eh_ptr.o functexcept.o lt5-sstream-inst.o snprintf_lite.o sstream-inst.o)
   echo 'GROUP ( libc.so.6 libc_nonshared.a libsingle_threaded.a AS_NEEDED ( libld.so.2 ) )' >"$glibc/libc.so"
 fi
 
 rm -rf build/wheel build/lib* build/bdist*
-FASTLOSS_PYTHONS="$*" LDFLAGS="-L$glibc -Wl,--strip-all ${LDFLAGS:-}" \
+FASTLOSS_PYTHONS="$*" LDFLAGS="-L$glibc -lnewer -Wl,--strip-all ${LDFLAGS:-}" \
   "$python" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
 tags=$(for p in "$python" "$@"; do "$p" -c 'import sys; print("cp%d%d" % sys.version_info[:2])'; done | sort -uV | paste -sd.)
 $tools/bin/python -m wheel tags --remove --python-tag "$tags" --abi-tag none build/wheel/*.whl
