@@ -29,9 +29,22 @@ if [ ! -e "$glibc/libc.so" ]; then
   echo 'char __libc_single_threaded __attribute__((visibility("hidden"))) = 0;' |
     cc -x c -fPIC -c - -o "$glibc/single_threaded.o"
   ar rcs "$glibc/libsingle_threaded.a" "$glibc/single_threaded.o"
-  # What is newer in libstdc++ than the one of glibc 2.28's time comes out of the archive, before the shared library.
-  (cd "$glibc" && ar x "$(c++ -print-file-name=libstdc++.a)" eh_ptr.o functexcept.o lt5-sstream-inst.o snprintf_lite.o \
-    sstream-inst.o && ar rcs libnewer.a eh_ptr.o functexcept.o lt5-sstream-inst.o snprintf_lite.o sstream-inst.o)
+  # What is newer in libstdc++ than in glibc 2.28's time comes out of its archive, before the shared library; two
+  # functions that g++ calls since version 11 are made of the two that there were.
+  cat >"$glibc/exception_ptr.c" <<'END'
+void _ZNSt15__exception_ptr13exception_ptrC1ERKS0_(void**, void**);
+void _ZNSt15__exception_ptr13exception_ptrD1Ev(void**);
+void _ZNSt15__exception_ptr13exception_ptr9_M_addrefEv(void** self) {
+  void* copy;  // which keeps its reference
+  _ZNSt15__exception_ptr13exception_ptrC1ERKS0_(&copy, self);
+}
+void _ZNSt15__exception_ptr13exception_ptr10_M_releaseEv(void** self) {
+  _ZNSt15__exception_ptr13exception_ptrD1Ev(self);
+  *self = 0;
+}
+END
+  (cd "$glibc" && cc -O2 -fPIC -c exception_ptr.c && members="functexcept.o lt5-sstream-inst.o snprintf_lite.o sstream-inst.o" &&
+    ar x "$(c++ -print-file-name=libstdc++.a)" $members && ar rcs libnewer.a exception_ptr.o $members)
   echo 'GROUP ( libc.so.6 libc_nonshared.a libsingle_threaded.a AS_NEEDED ( libld.so.2 ) )' >"$glibc/libc.so"
 fi
 
