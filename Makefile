@@ -13,7 +13,7 @@
 # make mutants   how many planted mistakes the tests notice
 # make accuracy  the table of errors, docs/error-table.md
 # make test-size more than 2^31 logits, peak memory, leaks (minutes, 10 GB)
-# make lint      ruff, clang-format, and every header alone
+# make lint      ruff, clang-format, mypy, and every header alone
 # make test-torch TORCH=2.10.0   the tests of the wheel in dist/ on that torch, in an environment of its own
 # make gpu-check every check and figure that takes a GPU, in gpu-check/ (no network, under 25 minutes)
 #
@@ -153,6 +153,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+	$(BIN)/mypy
 	PYTHON=$(BIN)/python tools/check_headers.sh
 
 format: install

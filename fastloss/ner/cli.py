@@ -6,7 +6,9 @@ import importlib.util
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -154,7 +156,7 @@ def add_runs(parser: argparse.ArgumentParser, out: str) -> None:
 
 
 def add_training(parser: argparse.ArgumentParser, rates: bool) -> None:
-    def add(flag: str, **options):
+    def add(flag: str, **options: Any) -> None:
         parser.add_argument(flag, default=argparse.SUPPRESS, **options)
 
     add("--encoder", help="tiny (default: a small BERT from scratch), a local directory or a hub name")
@@ -174,8 +176,8 @@ def add_training(parser: argparse.ArgumentParser, rates: bool) -> None:
     add("--fp16", action="store_true", help="mixed precision in float16")
 
 
-def positive(number: type):
-    def parse(text: str):
+def positive(number: type) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
         value = number(text)
         if not 0 < value < float("inf"):
             raise argparse.ArgumentTypeError(f"{text} should be greater than 0")

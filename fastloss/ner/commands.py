@@ -8,6 +8,7 @@ import shlex
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -95,11 +96,13 @@ def study(options: argparse.Namespace) -> None:
         print(f"Report: {options.out / 'study.md'}")
 
 
-def unique(values: list) -> list:
+def unique(values: list[Any]) -> list[Any]:
     return [value for index, value in enumerate(values) if value not in values[:index]]
 
 
-def announce(data: str, corpus: Corpus, losses: list, seeds: list[int], rates: list[float], settings: Settings) -> None:
+def announce(
+    data: str, corpus: Corpus, losses: list[Any], seeds: list[int], rates: list[float], settings: Settings
+) -> None:
     """What will be trained, and, on a busy machine, what slows it down."""
     if not is_main_process():
         return
@@ -139,7 +142,7 @@ def evaluate(options: argparse.Namespace) -> None:
     print_scores(corpus, predict_spans(model, tokenizer, corpus.dev))
 
 
-def print_scores(corpus: Corpus, predictions: list) -> None:
+def print_scores(corpus: Corpus, predictions: list[Any]) -> None:
     found = {span.type for spans in predictions for span in spans}
     scores = evaluate_spans(corpus.dev, predictions, sorted(found.union(types_of(corpus.dev))))
     rows = [*scores["types"].items(), ("micro", scores["micro"])]

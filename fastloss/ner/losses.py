@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ class Kind:
     title: str
     module: str
     colour: str
-    options: dict = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     bare: str | None = None
 
 
@@ -46,7 +47,7 @@ class Loss:
     name: str
     title: str
     path: str
-    options: dict
+    options: dict[str, Any]
 
     @property
     def slug(self) -> str:
@@ -73,7 +74,7 @@ def parse_loss(spec: str) -> Loss:
     return loss
 
 
-def parse_options(spec: str, text: str, bare: str | None) -> dict:
+def parse_options(spec: str, text: str, bare: str | None) -> dict[str, Any]:
     options = {}
     for item in filter(None, text.split(",")):
         name, equals, value = item.partition("=")
@@ -88,7 +89,7 @@ def parse_options(spec: str, text: str, bare: str | None) -> dict:
     return options
 
 
-def describe(title: str, options: dict) -> str:
+def describe(title: str, options: dict[str, Any]) -> str:
     return ", ".join([title, *(f"{name.replace('_', ' ')} {value}" for name, value in options.items())])
 
 
@@ -107,7 +108,7 @@ def try_out(loss: Loss) -> None:
 class SumOfMean(nn.Module):
     """Makes the sum over the decisions of a loss that returns their mean."""
 
-    def __init__(self, mean: nn.Module):
+    def __init__(self, mean: nn.Module) -> None:
         super().__init__()
         self.mean = mean
 
