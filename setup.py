@@ -59,8 +59,6 @@ CXX_FLAGS = [
     "-Wextra",
     "-Werror=switch",  # a loss that is forgotten somewhere does not compile
     "-Wno-psabi",  # vectors wider than the baseline's registers never cross a call
-    # Templates of the C++ standard library are compiled here, so that an older one suffices where this is run.
-    "-D_GLIBCXX_EXTERN_TEMPLATE=0",
     *user_flags("CXXFLAGS"),
 ]
 # The C++ standard library goes before torch's libraries, which have parts of it too, and not the same in every version.
@@ -196,7 +194,7 @@ class BuildLibraries(build_ext):
         target = self.folder / name
         self.lines += [
             f"build {target}: link {' '.join(map(str, objects))} | {EXPORTS}",
-            f"  flags = {quoted([*LINK_FLAGS, *flags, *user_flags('LDFLAGS')])}",
+            f"  flags = {quoted([*user_flags('LDFLAGS'), *LINK_FLAGS, *flags])}",
         ]
         return target
 
