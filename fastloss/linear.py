@@ -33,9 +33,9 @@ from . import autograd, functional, modules, reference, torch_private
 # Measured on CPU (benchmarks/linear.py): fewer rows make the products slow, more only take memory. On CUDA a product
 # needs about as many rows to fill the device.
 _LEAST_ROWS = {"cpu": 256, "cuda": 2048}
-_CHUNK_BYTES = {"cpu": 44 << 20, "cuda": 256 << 20}
+_CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 256 << 20}
 # A part of the weight that stays in the cache for a product's whole time.
-_BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 1 << 62}
+_BLOCK_CLASSES = {"cpu": 2048, "cuda": 1 << 62}
 _ROUND = 16  # rows: products are slower at odd sizes
 _PART_BYTES = 1 << 20
 _NOTHING = [False, False, False]
@@ -408,7 +408,7 @@ def _linear_rows(
     most = max(_LEAST_ROWS[kind], _CHUNK_BYTES[kind] // (C * input.element_size()) // _ROUND * _ROUND)
     chunks = max(-(-N // most), 1)
     step = max(-(-N // (chunks * _ROUND)), 1) * _ROUND  # about equal ones
-    block = max(_BLOCK_BYTES[kind] // max(linear_weight[0].nbytes, 1), 1)
+    block = _BLOCK_CLASSES[kind]
     blocks = [slice(c, min(c + block, C)) for c in range(0, C, block)]
     # Memory that is taken anew in each chunk would be handed back to the system and fetched again, page by page.
     buffer = input.new_empty((min(step, N), C))

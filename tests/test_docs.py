@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import fastloss
-from fastloss import functional, modules, reference
+from fastloss import functional, linear, modules, reference
 
 
-@pytest.mark.parametrize("module", [fastloss, functional, modules])
+@pytest.mark.parametrize("module", [fastloss, functional, modules, linear])
 def test_examples(module):
     result = doctest.testmod(module, extraglobs={"torch": torch, "fastloss": fastloss})
     assert result.attempted > 0 and result.failed == 0
