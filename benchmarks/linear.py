@@ -3,8 +3,8 @@
     python benchmarks/linear.py                            # every case and contender
     python benchmarks/linear.py 4096x2048-32000 --only "fastloss chunked"
 
-Memory is the peak resident set beyond what was resident before the first call, less the gradients that it leaves behind.
-Time is the best of a few calls of forward and backward, with 2 threads and the system's malloc.
+Memory is the peak resident set beyond what was resident before the first call, less the gradients that it leaves
+behind. Time is the best of a few calls of forward and backward, with 2 threads and the system's malloc.
 """
 
 import argparse

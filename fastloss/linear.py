@@ -30,8 +30,8 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import autograd, functional, modules, reference, torch_private
 
-# Measured on CPU (benchmarks/linear.py): fewer rows make the products slow, more only take memory. On CUDA a product
-# needs about as many rows to fill the device.
+# Measured on CPU (benchmarks/linear.py): fewer rows make the products slow, more only take memory. Those of CUDA are
+# a guess, never measured: about as many rows as fill the device.
 _LEAST_ROWS = {"cpu": 256, "cuda": 2048}
 _CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 256 << 20}
 # A part of the weight that stays in the cache for a product's whole time.
@@ -207,11 +207,7 @@ def _linear_loss(name: str, input, linear_weight, target, linear_bias, settings:
     differentiates = torch.is_grad_enabled()
     wanted = [differentiates and t is not None and t.requires_grad for t in (input, linear_weight, linear_bias)]
     ghm = {key: settings.pop(key) for key in _GHM if key in settings}
-    ignore_index, reduction, weight = (
-        settings.pop("ignore_index"),
-        settings.pop("reduction"),
-        settings.pop("weight", None),
-    )
+    weight, ignore_index, reduction = (settings.pop(key, None) for key in ("weight", "ignore_index", "reduction"))
     # Once its weights are known, GHM-C is cross entropy with a factor for each row.
     loss, parameter = ("cross_entropy", 0.0) if ghm else (name, *settings.values())
     call = (loss, float(parameter), ignore_index, reduction, dtype, wanted)
@@ -246,10 +242,13 @@ def _check(input, linear_weight, target, linear_bias) -> torch.dtype:
             f"{tuple(input.shape)} without its last dimension."
         )
     device = input.device.type
-    if torch.is_autocast_enabled(device) and all(t.dtype != torch.float64 for n, t in named.items() if n != "target"):
+    del named["target"]
+    if torch.is_autocast_enabled(device) and all(
+        t.is_floating_point() and t.dtype != torch.float64 for t in named.values()
+    ):
         return torch.get_autocast_dtype(device)
     for name, tensor in named.items():
-        if name != "target" and tensor.dtype != input.dtype:
+        if tensor.dtype != input.dtype:
             raise ValueError(f"{name} has dtype {tensor.dtype}, but should have input's: {input.dtype}.")
     return input.dtype
 
@@ -310,7 +309,7 @@ def _scaled(grad, factor, dtype, overwrite: bool):
         return grad.to(dtype)
     if torch.compiler.is_compiling() or autograd._is_seen(factor):
         return autograd._scaled(grad, factor, None).to(dtype)
-    if dtype != grad.dtype:
+    if dtype != grad.dtype and grad.numel() > 0:
         scaled = torch.empty_like(grad, dtype=dtype)
         # In parts, so that what is scaled is rounded while it is in the cache.
         rows = max(_PART_BYTES // grad[0].nbytes, 1)
@@ -320,8 +319,8 @@ def _scaled(grad, factor, dtype, overwrite: bool):
         return scaled
     if overwrite:
         torch.ops.fastloss.scale_gradient.inplace(grad, factor, None)
-        return grad
-    return torch.ops.fastloss.scale_gradient.default(grad, factor, None)
+        return grad.to(dtype)
+    return torch.ops.fastloss.scale_gradient.default(grad, factor, None).to(dtype)
 
 
 def _double_backward(ctx, grad_output):

@@ -193,6 +193,15 @@ def test_no_decision_at_all(loss, device):
         assert got.isnan() and all((grad == 0).all() for grad in grads)
 
 
+def test_no_rows_under_autocast(device):
+    """Gradients of another dtype than the one to compute in."""
+    tensors, target = make((0,), dtype=torch.float32, device=device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        _, grads = run(fastloss.linear_cross_entropy, tensors, target, {"reduction": "sum"})
+    for grad, like in zip(grads, tensors, strict=True):
+        assert grad.dtype == like.dtype and grad.shape == like.shape and not grad.any()
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_running_statistics(training, device):
     tensors, target = make(device=device)
