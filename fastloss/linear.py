@@ -33,12 +33,12 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import autograd, functional, modules, reference, torch_private
 
-# Measured on CPU (benchmarks/linear.py): fewer rows make the products slow, more only take memory. On CUDA a product
-# needs about as many rows to fill the device.
+# Measured on CPU (benchmarks/linear.py): fewer rows make the products slow, more only take memory. Those of CUDA are
+# a guess, never measured: about as many rows as fill the device.
 _LEAST_ROWS = {"cpu": 256, "cuda": 2048}
-_CHUNK_BYTES = {"cpu": 44 << 20, "cuda": 256 << 20}
+_CHUNK_BYTES = {"cpu": 48 << 20, "cuda": 256 << 20}
 # A part of the weight that stays in the cache for a product's whole time.
-_BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 1 << 62}
+_BLOCK_CLASSES = {"cpu": 2048, "cuda": 1 << 62}
 _ROUND = 16  # rows: products are slower at odd sizes
 _PART_BYTES = 1 << 20
 _NOTHING = [False, False, False]
@@ -217,11 +217,7 @@ def _linear_loss(
     differentiates = torch.is_grad_enabled()
     wanted = [differentiates and t is not None and t.requires_grad for t in (input, linear_weight, linear_bias)]
     ghm = {key: settings.pop(key) for key in _GHM if key in settings}
-    ignore_index, reduction, weight = (
-        settings.pop("ignore_index"),
-        settings.pop("reduction"),
-        settings.pop("weight", None),
-    )
+    weight, ignore_index, reduction = (settings.pop(key, None) for key in ("weight", "ignore_index", "reduction"))
     # Once its weights are known, GHM-C is cross entropy with a factor for each row.
     loss, parameter = ("cross_entropy", 0.0) if ghm else (name, *settings.values())
     call = (loss, float(parameter), ignore_index, reduction, dtype, wanted)
@@ -257,10 +253,13 @@ def _check(input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Te
             f"{tuple(input.shape)} without its last dimension."
         )
     device = input.device.type
-    if torch.is_autocast_enabled(device) and all(t.dtype != torch.float64 for n, t in named.items() if n != "target"):
+    del named["target"]
+    if torch.is_autocast_enabled(device) and all(
+        t.is_floating_point() and t.dtype != torch.float64 for t in named.values()
+    ):
         return torch.get_autocast_dtype(device)
     for name, tensor in named.items():
-        if name != "target" and tensor.dtype != input.dtype:
+        if tensor.dtype != input.dtype:
             raise ValueError(f"{name} has dtype {tensor.dtype}, but should have input's: {input.dtype}.")
     return input.dtype
 
@@ -331,7 +330,7 @@ def _scaled(grad: Tensor, factor: Tensor | None, dtype: torch.dtype, overwrite: 
         return grad.to(dtype)
     if torch.compiler.is_compiling() or autograd._is_seen(factor):
         return autograd._scaled(grad, factor, None).to(dtype)
-    if dtype != grad.dtype:
+    if dtype != grad.dtype and grad.numel() > 0:
         scaled = torch.empty_like(grad, dtype=dtype)
         # In parts, so that what is scaled is rounded while it is in the cache.
         rows = max(_PART_BYTES // grad[0].nbytes, 1)
@@ -341,8 +340,8 @@ def _scaled(grad: Tensor, factor: Tensor | None, dtype: torch.dtype, overwrite: 
         return scaled
     if overwrite:
         torch.ops.fastloss.scale_gradient.inplace(grad, factor, None)
-        return grad
-    return torch.ops.fastloss.scale_gradient.default(grad, factor, None)
+        return grad.to(dtype)
+    return torch.ops.fastloss.scale_gradient.default(grad, factor, None).to(dtype)
 
 
 def _double_backward(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
@@ -432,7 +431,7 @@ def _linear_rows(
     most = max(_LEAST_ROWS[kind], _CHUNK_BYTES[kind] // (C * input.element_size()) // _ROUND * _ROUND)
     chunks = max(-(-N // most), 1)
     step = max(-(-N // (chunks * _ROUND)), 1) * _ROUND  # about equal ones
-    block = max(_BLOCK_BYTES[kind] // max(linear_weight[0].nbytes, 1), 1)
+    block = _BLOCK_CLASSES[kind]
     blocks = [slice(c, min(c + block, C)) for c in range(0, C, block)]
     # Memory that is taken anew in each chunk would be handed back to the system and fetched again, page by page.
     buffer = input.new_empty((min(step, N), C))

@@ -28,7 +28,7 @@ def small_chunks(monkeypatch):
     for device in ("cpu", "cuda"):
         monkeypatch.setitem(linear._LEAST_ROWS, device, 16)
         monkeypatch.setitem(linear._CHUNK_BYTES, device, 0)
-        monkeypatch.setitem(linear._BLOCK_BYTES, device, 16 * 12 * 4)
+        monkeypatch.setitem(linear._BLOCK_CLASSES, device, 16)
 
 
 def make(shape=(5, 13), H=12, C=37, dtype=torch.float64, device="cpu", bias=True, ignored=True):
@@ -111,7 +111,7 @@ def test_work_that_nobody_asked_for_is_left_out(loss, products, device, monkeypa
     """Matrix products: without a gradient, with that of input, of weight, of both."""
     name, options = LOSSES[loss]
     monkeypatch.setitem(linear._LEAST_ROWS, "cpu", 1000)
-    monkeypatch.setitem(linear._BLOCK_BYTES, "cpu", 1 << 30)
+    monkeypatch.setitem(linear._BLOCK_CLASSES, "cpu", 1000)
     for (input_wants, weight_wants), expected in zip(
         itertools.product([False, True], repeat=2), (0, 2, 1, 3), strict=True
     ):
@@ -191,6 +191,15 @@ def test_no_decision_at_all(loss, device):
         assert got == 0 and all((grad == 0).all() for grad in grads)
         got, grads = run(getattr(fastloss, name), tensors, target, options)
         assert got.isnan() and all((grad == 0).all() for grad in grads)
+
+
+def test_no_rows_under_autocast(device):
+    """Gradients of another dtype than the one to compute in."""
+    tensors, target = make((0,), dtype=torch.float32, device=device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        _, grads = run(fastloss.linear_cross_entropy, tensors, target, {"reduction": "sum"})
+    for grad, like in zip(grads, tensors, strict=True):
+        assert grad.dtype == like.dtype and grad.shape == like.shape and not grad.any()
 
 
 @pytest.mark.parametrize("training", [True, False])
