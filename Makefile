@@ -13,7 +13,7 @@
 # make mutants   how many planted mistakes the tests notice
 # make accuracy  the table of errors, docs/error-table.md
 # make test-size more than 2^31 logits, peak memory, leaks (minutes, 10 GB)
-# make lint      ruff, clang-format, and every header alone
+# make lint      ruff, clang-format, mypy, and every header alone
 # make test-torch TORCH=2.10.0   the tests of the wheel in dist/ on that torch, in an environment of its own
 # make gpu-check every check and figure that takes a GPU, in gpu-check/ (no network, under 25 minutes)
 #
@@ -21,7 +21,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# The version that pyproject.toml builds against: the oldest supported.
+# The version that pyproject.toml builds against.
 TORCH ?= $(shell sed -n 's/.*"torch==\([0-9.]*\)".*/\1/p' pyproject.toml)
 # CUDA kernels take minutes to compile: a development build has them only where a GPU can run them.
 FASTLOSS_CUDA ?= $(if $(shell command -v nvidia-smi 2>/dev/null),auto,0)
@@ -92,10 +92,7 @@ coverage: build
 	$(BIN)/gcovr --root . --filter csrc/ --merge-mode-functions merge-use-line-0 --print-summary \
 		--html-details build/coverage/cpp.html build
 
-# Two seeds, since three take longer than ten minutes on two cores. Threads that spin while they wait for one another
-# are slow beside any other load: a training step then took 335 ms, and 54 ms with passive waiting.
-compare study: export OMP_WAIT_POLICY ?= passive
-
+# Two seeds, since three take longer than ten minutes on two cores.
 compare: build
 	$(BIN)/fastloss compare --seeds 42 1 $(ARGS)
 
@@ -156,6 +153,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+	$(BIN)/mypy
 	PYTHON=$(BIN)/python tools/check_headers.sh
 
 format: install

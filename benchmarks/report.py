@@ -218,7 +218,7 @@ def readme_table(measured: Measured, title: str) -> str:
         first = seconds["torch.compile" + FIRST_CALL] / seconds["fastloss" + FIRST_CALL]
         cells = [key.loss, key.shape_text, *(microseconds(seconds[name]) for name in README_COLUMNS)]
         lines.append("| " + " | ".join([*cells, f"{speed:.1f} × ({first:.1f})"]) + " |")
-    return f"Medians in µs, {describe(setting)}; {title}.\n\n" + "\n".join(lines)
+    return f"Medians in µs, {describe(setting)};\n{title}.\n\n" + "\n".join(lines)
 
 
 def with_table(readme: str, table: str) -> str:

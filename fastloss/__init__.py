@@ -7,6 +7,7 @@
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,7 +41,7 @@ from .linear import (
 from .modules import CrossEntropyLoss, FocalLoss, GHMCLoss, PolyLoss, SigmoidFocalLoss, SigmoidGHMCLoss
 
 
-def build_info() -> dict:
+def build_info() -> dict[str, Any]:
     """What was built and what was chosen: version, compiler, the torch ABI, CPU instruction sets built and in use, the
     CUDA version (None: built without) and GPU architectures.
 

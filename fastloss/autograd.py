@@ -6,6 +6,8 @@ reference instead. Arguments are bound by the names in the ops' schemas, which c
 """
 
 import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +28,7 @@ _GRADIENTS = {"none": 0, "new": 1, "inplace": 2}
 class LossOp:
     """A loss's ops, and what their schema says of the arguments that follow input."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str) -> None:
         packet = getattr(torch.ops.fastloss, name)
         self.name = name
         self.value, self.with_grad = packet.default, packet.with_grad
@@ -46,7 +48,7 @@ class LossOp:
         assert saved == list(range(self.num_saved)), f"the schema of {name} has its tensors elsewhere"
         self.ghmc = "bins" in self.names
 
-    def check(self, args) -> None:
+    def check(self, args: Sequence[Any]) -> None:
         """Refuses what is no tensor, and tensors that want a gradient of their own."""
         for i, name, optional in self.tensors:
             arg = args[i]
@@ -59,14 +61,14 @@ class LossOp:
                     "detach() on it."
                 )
 
-    def encode(self, args) -> list:
+    def encode(self, args: Sequence[Any]) -> list[Any]:
         """The arguments with the integers that the schema has for names."""
         encoded = list(args)
         for i, name, codes in self.enumerations:
             encoded[i] = encode(name, args[i], codes)
         return encoded
 
-    def decode(self, args) -> dict:
+    def decode(self, args: Sequence[Any]) -> dict[str, Any]:
         """The arguments by their names, as the public functions take them."""
         settings = dict(zip(self.names, args, strict=True))
         for _, name, codes in self.enumerations:
@@ -74,13 +76,13 @@ class LossOp:
         return settings
 
 
-def check_tensor(name: str, value, expected: str = "a tensor") -> None:
+def check_tensor(name: str, value: Any, expected: str = "a tensor") -> None:
     if not isinstance(value, Tensor):
         what = "None" if value is None else f"of type {type(value).__name__}"
         raise ValueError(f"{name} is {what}, but should be {expected}.")
 
 
-def encode(name: str, value, codes: dict[str, int]) -> int:
+def encode(name: str, value: Any, codes: dict[str, int]) -> int:
     code = codes.get(value) if isinstance(value, str) else None
     if code is None:
         *words, last = map(repr, codes)
@@ -89,15 +91,15 @@ def encode(name: str, value, codes: dict[str, int]) -> int:
 
 
 # Every loss of the table: their ops are those that can be asked for a schedule.
-OPS = {
-    name.removeprefix("fastloss::").removesuffix(".schedule"): None
+_names = [
+    name.removeprefix("fastloss::").removesuffix(".schedule")
     for name in torch._C._dispatch_get_all_op_names()
     if name.startswith("fastloss::") and name.endswith(".schedule")
-}
-OPS = {name: LossOp(name) for name in sorted(OPS)}
+]
+OPS = {name: LossOp(name) for name in sorted(_names)}
 
 
-def fused_loss(name: str, input: Tensor, inplace_backward: bool, *args) -> Tensor:
+def fused_loss(name: str, input: Tensor, inplace_backward: bool, *args: Any) -> Tensor:
     """Loss of op ``name`` for ``(input, *args)``, args in the order of its schema; differentiable in input."""
     op = OPS[name]
     if has_torch_function_variadic(input, *args):
@@ -112,11 +114,11 @@ def fused_loss(name: str, input: Tensor, inplace_backward: bool, *args) -> Tenso
     if (not compiling and transforms is not None and transforms()) or torch_private.has_tangent(input, *args):
         settings = dict(zip(op.names, args, strict=True))
         return getattr(reference, name)(input, **settings)
-    args = op.encode(args)
+    encoded = op.encode(args)
     if input.requires_grad and torch.is_grad_enabled():
         apply = _FusedLoss.apply if compiling else _quick_apply
-        return apply(input, name, inplace_backward, *args)
-    loss = op.value(input, *args)
+        return apply(input, name, inplace_backward, *encoded)
+    loss = op.value(input, *encoded)
     return loss[0] if op.ghmc else loss
 
 
@@ -124,7 +126,7 @@ class _FusedLoss(torch.autograd.Function):
     # Python is most of what a small batch takes: both methods do little before what every call needs.
 
     @staticmethod
-    def forward(ctx, input, name, inplace_backward, *args):
+    def forward(ctx: Any, input: Tensor, name: str, inplace_backward: bool, *args: Any) -> Tensor:
         op = OPS[name]
         if torch.compiler.is_compiling():
             # The compiler leaves the copy out where nothing else reads the logits: the gradient is written over them.
@@ -146,7 +148,7 @@ class _FusedLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         op, inplace_backward, _ = ctx.call
         nothing = (None,) * (2 + len(op.names))
         if torch.compiler.is_compiling():
@@ -182,7 +184,7 @@ class _FusedLoss(torch.autograd.Function):
 _quick_apply = torch_private.quick_apply(_FusedLoss)
 
 
-def _is_seen(grad_output) -> bool:
+def _is_seen(grad_output: Tensor) -> bool:
     """Whether something follows the backward pass's operations: then they have to be torch's own."""
     transforms = torch_private.transforms_active
     return (
@@ -193,7 +195,7 @@ def _is_seen(grad_output) -> bool:
     )
 
 
-def _scaled(grad, grad_output, stored_scale):
+def _scaled(grad: Tensor, grad_output: Tensor, stored_scale: Tensor | None) -> Tensor:
     """``grad * grad_output / stored_scale``, rounded once; 0 where grad is 0: an ignored decision has no gradient,
     whatever comes from above. The same as the op scale_gradient, in operations that compilers and transforms know."""
     factor = grad_output.to(torch.float64 if grad.dtype == torch.float64 else torch.float32)
@@ -204,7 +206,7 @@ def _scaled(grad, grad_output, stored_scale):
     return torch.where(grad == 0, grad, (grad * factor).to(grad.dtype))
 
 
-def _double_backward(ctx, grad_output):
+def _double_backward(ctx: Any, grad_output: Tensor) -> Tensor:
     """The gradient by the reference, so that it can be differentiated again."""
     op, inplace_backward, settings = ctx.call
     if inplace_backward:
@@ -213,7 +215,7 @@ def _double_backward(ctx, grad_output):
             "cannot be differentiated again; create_graph=True needs inplace_backward=False."
         )
     _, input, *saved = ctx.saved_tensors  # raises if one of them has changed since
-    bin_weight = saved.pop() if op.ghmc else None
+    bin_weight: Any = saved.pop() if op.ghmc else None
     settings = op.decode((*saved, *settings))
     logits, grad_output = _without_ignored(input, grad_output, settings)
     if op.ghmc:
@@ -223,7 +225,7 @@ def _double_backward(ctx, grad_output):
     return torch.autograd.grad(loss, input, grad_output, create_graph=True)[0]
 
 
-def _without_ignored(input, grad_output, settings):
+def _without_ignored(input: Tensor, grad_output: Tensor, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Logits and grad_output with 0 where a decision does not count: there a nan would come through as nan * 0."""
     if "ignore_index" in settings:
         valid = settings["target"] != settings["ignore_index"]
@@ -237,7 +239,7 @@ def _without_ignored(input, grad_output, settings):
     return torch.where(every_class, input, 0), grad_output
 
 
-def _weighted_by_bins(logits, bin_weight, settings, input):
+def _weighted_by_bins(logits: Tensor, bin_weight: Tensor, settings: dict[str, Any], input: Tensor) -> Tensor:
     """GHM-C with the weights of the forward pass, decision by decision: a decision on a bin's edge stays in the bin
     that the kernel put it in."""
     target, bins, reduction = settings["target"], settings["bins"], settings["reduction"]
@@ -255,7 +257,7 @@ def _weighted_by_bins(logits, bin_weight, settings, input):
     return reference.weighted_nll(nll, valid, beta, reduction, fewest)
 
 
-def schedule_of(function, input: Tensor, *args, **settings) -> str:
+def schedule_of(function: Callable[..., Tensor], input: Tensor, *args: Any, **settings: Any) -> str:
     """Which kernels ``function(input, *args, **settings)`` would take, for example ``"avx512 softmax rows streamed"``:
     device, instruction set and path. For tests and reports; the words are not part of the public interface.
 
@@ -273,7 +275,7 @@ def schedule_of(function, input: Tensor, *args, **settings) -> str:
 # ---- what torch.compile and meta tensors see: shapes and dtypes
 
 
-def _check_devices(names, args) -> None:
+def _check_devices(names: Sequence[str], args: Sequence[Any]) -> None:
     """Only here a meta tensor meets one with data: the dispatcher prefers the fake. Other checks are the ops' own."""
     devices = {name: arg.device for name, arg in zip(names, args, strict=True) if isinstance(arg, Tensor)}
     first, *others = devices
@@ -282,10 +284,10 @@ def _check_devices(names, args) -> None:
             raise ValueError(f"{name} is on {devices[name]}, but should be on the device of {first}: {devices[first]}.")
 
 
-def _register_fake(op: torch._ops.OpOverload, results_of) -> None:
+def _register_fake(op: torch._ops.OpOverload, results_of: Callable[..., Any]) -> None:
     names = [argument.name for argument in op._schema.arguments]
 
-    def fake(*args):
+    def fake(*args: Any) -> Any:
         _check_devices(names, args)
         return results_of(**dict(zip(names, args, strict=True)))
 
@@ -295,7 +297,7 @@ def _register_fake(op: torch._ops.OpOverload, results_of) -> None:
 def _register_loss_fake(op: torch._ops.OpOverload) -> None:
     returned = [result.name or "loss" for result in op._schema.returns]
 
-    def results_of(input, target, reduction, bins=None, **_settings):
+    def results_of(input: Tensor, target: Tensor, reduction: int, bins: Any = None, **_settings: Any) -> Any:
         compute = torch.float64 if input.dtype == torch.float64 else torch.float32
         mean = reduction == _ENUMERATIONS["reduction"]["mean"]
         of_name = {

@@ -23,6 +23,9 @@ Shared by all:
 Errors are those of :mod:`fastloss.functional`.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,9 +36,11 @@ from . import autograd, functional, modules, reference, torch_private
 # Measured on CPU (benchmarks/linear.py): fewer rows make the products slow, more only take memory. On CUDA a product
 # needs about as many rows to fill the device.
 _LEAST_ROWS = {"cpu": 256, "cuda": 2048}
-_CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
+_CHUNK_BYTES = {"cpu": 44 << 20, "cuda": 256 << 20}
 # A part of the weight that stays in the cache for a product's whole time.
-_BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 1 << 62}
+_BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 1 << 62}
+_ROUND = 16  # rows: products are slower at odd sizes
+_PART_BYTES = 1 << 20
 _NOTHING = [False, False, False]
 _GHM = ("bins", "momentum", "normalizer", "bias_correction", "running_histogram", "num_updates", "training")
 
@@ -185,11 +190,18 @@ def linear_ghmc_loss(
     return _linear_loss("ghmc_loss", input, linear_weight, target, linear_bias, settings)
 
 
-def _linear_loss(name: str, input, linear_weight, target, linear_bias, settings: dict) -> Tensor:
+def _linear_loss(
+    name: str,
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    settings: dict[str, Any],
+) -> Tensor:
     tensors = (input, linear_weight, target, linear_bias, *settings.values())
     if has_torch_function_variadic(*tensors):
-        public, arguments = globals()["linear_" + name], (input, linear_weight, target)
-        return handle_torch_function(public, tensors, *arguments, linear_bias=linear_bias, **settings)
+        public, given = globals()["linear_" + name], (input, linear_weight, target)
+        return handle_torch_function(public, tensors, *given, linear_bias=linear_bias, **settings)
     dtype = _check(input, linear_weight, target, linear_bias)
     op = autograd.OPS[name]
     # The loss of no rows: the op's own checks of the settings, before anything is computed or written.
@@ -213,10 +225,11 @@ def _linear_loss(name: str, input, linear_weight, target, linear_bias, settings:
     # Once its weights are known, GHM-C is cross entropy with a factor for each row.
     loss, parameter = ("cross_entropy", 0.0) if ghm else (name, *settings.values())
     call = (loss, float(parameter), ignore_index, reduction, dtype, wanted)
-    return _LinearLoss.apply(input, linear_weight, linear_bias, target, weight, call, *ghm.values())
+    apply: Any = _LinearLoss.apply
+    return apply(input, linear_weight, linear_bias, target, weight, call, *ghm.values())
 
 
-def _check(input, linear_weight, target, linear_bias) -> torch.dtype:
+def _check(input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None) -> torch.dtype:
     """Refuses what does not fit together; the dtype to compute in."""
     named = {"input": input, "linear_weight": linear_weight, "target": target}
     if linear_bias is not None:
@@ -254,7 +267,17 @@ def _check(input, linear_weight, target, linear_bias) -> torch.dtype:
 
 class _LinearLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, linear_weight, linear_bias, target, weight, call, bins=0, *ghm):
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        linear_weight: Tensor,
+        linear_bias: Tensor | None,
+        target: Tensor,
+        weight: Tensor | None,
+        call: tuple[Any, ...],
+        bins: int = 0,
+        *ghm: Any,
+    ) -> Tensor:
         loss, parameter, ignore_index, reduction, dtype, wanted = call
         rows = _cast(input, linear_weight, linear_bias, target, dtype)
         # A factor for each row has to meet the gradient before that is summed over the rows.
@@ -279,14 +302,14 @@ class _LinearLoss(torch.autograd.Function):
         return total / denominator if reduction == "mean" else total
 
     @staticmethod
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         loss, parameter, ignore_index, reduction, dtype, wanted = ctx.call
         nothing = (None,) * (3 + ctx.num_ghm)
         compiling = torch.compiler.is_compiling()
         if torch.is_grad_enabled() and not compiling:
             return *_double_backward(ctx, grad_output), *nothing
         *grads, denominator, beta, input, linear_weight, linear_bias, target, weight = ctx.saved_tensors
-        factor = grad_output.flatten() if reduction == "none" else grad_output
+        factor: Any = grad_output.flatten() if reduction == "none" else grad_output
         if reduction == "mean":
             factor = factor / denominator
         if beta is not None and (reduction == "none" or not ctx.summed):
@@ -298,22 +321,31 @@ class _LinearLoss(torch.autograd.Function):
             factor = None
         results = []
         for grad, like, want in zip(grads, (input, linear_weight, linear_bias), wanted, strict=True):
-            if want and factor is not None:
-                grad = _scaled(grad, factor, overwrite)
-            results.append(grad.to(like.dtype).view(like.shape) if want else None)
+            results.append(_scaled(grad, factor, like.dtype, overwrite).view(like.shape) if want else None)
         return *results, *nothing
 
 
-def _scaled(grad, factor, overwrite: bool):
+def _scaled(grad: Tensor, factor: Tensor | None, dtype: torch.dtype, overwrite: bool) -> Tensor:
+    """``grad * factor`` as dtype; factor None is 1."""
+    if factor is None:
+        return grad.to(dtype)
     if torch.compiler.is_compiling() or autograd._is_seen(factor):
-        return autograd._scaled(grad, factor, None)
+        return autograd._scaled(grad, factor, None).to(dtype)
+    if dtype != grad.dtype:
+        scaled = torch.empty_like(grad, dtype=dtype)
+        # In parts, so that what is scaled is rounded while it is in the cache.
+        rows = max(_PART_BYTES // grad[0].nbytes, 1)
+        parts = factor.split(rows) if factor.dim() else [factor] * -(-len(grad) // rows)
+        for to, part, f in zip(scaled.split(rows), grad.split(rows), parts, strict=True):
+            to.copy_(torch.ops.fastloss.scale_gradient.default(part, f, None))
+        return scaled
     if overwrite:
         torch.ops.fastloss.scale_gradient.inplace(grad, factor, None)
         return grad
     return torch.ops.fastloss.scale_gradient.default(grad, factor, None)
 
 
-def _double_backward(ctx, grad_output):
+def _double_backward(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
     """The gradients by whole logits and a loss that can be differentiated twice."""
     loss, parameter, ignore_index, reduction, dtype, wanted = ctx.call
     *_, denominator, beta, input, linear_weight, linear_bias, target, weight = ctx.saved_tensors
@@ -337,20 +369,22 @@ def _double_backward(ctx, grad_output):
     return [next(found) if want else None for want in wanted]
 
 
-def _cast(input, linear_weight, linear_bias, target, dtype):
+def _cast(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Rows, and everything in the dtype to compute in."""
     bias = linear_bias if linear_bias is None else linear_bias.to(dtype)
     return input.reshape(-1, input.shape[-1]).to(dtype), linear_weight.to(dtype), bias, target.flatten()
 
 
-def _denominator(target, weight, ignore_index: int, losses):
+def _denominator(target: Tensor, weight: Tensor | None, ignore_index: int, losses: Tensor) -> Tensor:
     valid = target != ignore_index
     if weight is None:
         return valid.sum().to(losses.dtype)
     return _ordered_sum(reference.row_weight_of(weight, target, valid, losses))
 
 
-def _ordered_sum(values):
+def _ordered_sum(values: Tensor) -> Tensor:
     """The same bits at any number of threads: torch adds up more than 32768 numbers in an order that depends on it."""
     return torch.stack([part.sum() for part in values.split(16384)]).cumsum(0)[-1]
 
@@ -375,33 +409,37 @@ def _linear_rows(
     """
     op = autograd.OPS[loss]
     N, C = len(input), len(linear_weight)
-    losses, bin, counts, *grads = _results(input, linear_weight, target, bins, wanted)
-    for result in (losses, counts, *grads):
-        result.zero_()
-    bin.fill_(-1)
+    losses, bin, counts, *grads = results = _results(input, linear_weight, target, bins, wanted)
     grad_input, grad_weight, grad_bias = grads
+    counts.zero_()
+    grad_bias.zero_()
     half = input.dtype != losses.dtype
-    if factor is not None and input.dtype == torch.float16:
-        # Into float16's range, by a power of two: factors are as small as 1 / N, and as large as a loss scale.
-        largest = torch.where(factor.isfinite(), factor.abs(), 0).amax() if N else factor.new_zeros(())
-        peak = torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), largest.frexp().exponent), 1)
+    peak = None
+    if factor is not None and N > 0 and input.dtype == torch.float16:
+        peak = _power_of_two(factor)
         factor = factor / peak
-    else:
-        peak = None
-    # On CUDA the number of valid rows would have to be waited for.
     index = None
+    # On CUDA the number of valid rows would have to be waited for.
     if input.is_cpu and (target == ignore_index).any():
         index = (target != ignore_index).nonzero().squeeze(1)
         N = len(index)
+        bin.fill_(-1)
+        losses.zero_()
+        grad_input.zero_()
+    if N == 0:
+        grad_weight.zero_()
     kind = "cpu" if input.is_cpu else "cuda"
-    most = max(_LEAST_ROWS[kind], _CHUNK_BYTES[kind] // (C * input.element_size()))
-    step = -(-N // max(-(-N // most), 1))  # chunks of equal size
+    most = max(_LEAST_ROWS[kind], _CHUNK_BYTES[kind] // (C * input.element_size()) // _ROUND * _ROUND)
+    chunks = max(-(-N // most), 1)
+    step = max(-(-N // (chunks * _ROUND)), 1) * _ROUND  # about equal ones
     block = max(_BLOCK_BYTES[kind] // max(linear_weight[0].nbytes, 1), 1)
-    blocks = [slice(c, c + block) for c in range(0, C, block)]
-    buffer = input.new_empty((step, C))
-    for start in range(0, N, max(step, 1)):
-        rows = slice(start, min(start + step, N))
-        rows = rows if index is None else index[rows]
+    blocks = [slice(c, min(c + block, C)) for c in range(0, C, block)]
+    # Memory that is taken anew in each chunk would be handed back to the system and fetched again, page by page.
+    buffer = input.new_empty((min(step, N), C))
+    product: Any = linear_weight.new_empty((min(block, C), linear_weight.shape[1])) if wanted[1] and half else None
+    for start in range(0, N, step):
+        chunk = slice(start, min(start + step, N))
+        rows = chunk if index is None else index[chunk]
         x, y = input[rows], target[rows]
         logits = buffer[: len(x)]
         for part in blocks:
@@ -422,25 +460,48 @@ def _linear_rows(
         if wanted[0]:
             grad_input[rows] = torch.mm(logits, linear_weight)
         if wanted[1]:
+            # The first chunk writes what the others add to.
             for part in blocks:
+                total, g = grad_weight[part], logits[:, part].t()
                 if half:
-                    grad_weight[part] += torch.mm(logits[:, part].t(), x)
+                    added = torch.mm(g, x, out=product[: len(g)])
+                    total.add_(added) if start else total.copy_(added)
                 else:
-                    grad_weight[part].addmm_(logits[:, part].t(), x)
+                    torch.addmm(total, g, x, beta=int(start > 0), out=total)
         if wanted[2]:
             grad_bias += logits.sum(0, dtype=grad_bias.dtype)
     if peak is not None:
         for grad in grads:
             grad *= peak
-    return losses, bin, counts, *grads
+    return results
+
+
+def _power_of_two(factor: Tensor) -> Tensor:
+    """That brings factor into float16's range: factors are as small as 1 / N, and as large as a loss scale."""
+    largest = torch.where(factor.isfinite(), factor.abs(), 0).amax()
+    return torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), largest.frexp().exponent), 1)
 
 
 @_linear_rows.register_fake
-def _(input, linear_weight, linear_bias, target, weight, loss, parameter, ignore_index, factor, bins, wanted):
+def _(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    loss: str,
+    parameter: float,
+    ignore_index: int,
+    factor: Tensor | None,
+    bins: int,
+    wanted: list[bool],
+) -> Any:
     return _results(input, linear_weight, target, bins, wanted)
 
 
-def _results(input, linear_weight, target, bins, wanted):
+def _results(
+    input: Tensor, linear_weight: Tensor, target: Tensor, bins: int, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What _linear_rows returns, uninitialised."""
     accumulate = torch.float64 if input.dtype == torch.float64 else torch.float32
     C, H = linear_weight.shape
@@ -470,11 +531,19 @@ def _ghm_bin_weights(
 
 
 @_ghm_bin_weights.register_fake
-def _(counts, momentum, normalizer, bias_correction, running_histogram, num_updates, training):
+def _(
+    counts: Tensor,
+    momentum: float,
+    normalizer: str,
+    bias_correction: bool,
+    running_histogram: Tensor | None,
+    num_updates: Tensor | None,
+    training: bool,
+) -> Any:
     return counts.new_empty(counts.shape, dtype=torch.float64)
 
 
-class _Linear:
+class _Linear(modules._Loss):
     """What the three modules share: a linear layer, whose weight and bias are the parameters."""
 
     linear: nn.Linear
@@ -484,12 +553,12 @@ class _Linear:
         shape = f"in_features={linear.in_features}, num_classes={linear.out_features}, bias={linear.bias is not None}"
         return f"{shape}, {super().extra_repr()}"
 
-    def _call(self, function, input: Tensor, target: Tensor, **settings) -> Tensor:
+    def _call(self, function: Callable[..., Tensor], input: Tensor, target: Tensor, **settings: Any) -> Tensor:
         linear = self.linear
         return function(input, linear.weight, target, linear_bias=linear.bias, **self._settings(), **settings)
 
 
-class LinearCrossEntropyLoss(_Linear, modules._Loss):
+class LinearCrossEntropyLoss(_Linear):
     """:func:`fastloss.linear_cross_entropy` as a module with the linear layer in it, after
     :class:`torch.nn.LinearCrossEntropyLoss`.
 
@@ -516,7 +585,7 @@ class LinearCrossEntropyLoss(_Linear, modules._Loss):
         ignore_index: int = -100,
         reduction: str = "mean",
         label_smoothing: float = 0.0,
-    ):
+    ) -> None:
         super().__init__(ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)
         self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
         self.register_buffer("weight", weight)
@@ -525,7 +594,7 @@ class LinearCrossEntropyLoss(_Linear, modules._Loss):
         return self._call(linear_cross_entropy, input, target, weight=self.weight)
 
 
-class LinearFocalLoss(_Linear, modules._Loss):
+class LinearFocalLoss(_Linear):
     """:func:`fastloss.linear_focal_loss` as a module with the linear layer in it.
 
     Example:
@@ -551,7 +620,7 @@ class LinearFocalLoss(_Linear, modules._Loss):
         gamma: float = 2.0,
         ignore_index: int = -100,
         reduction: str = "mean",
-    ):
+    ) -> None:
         super().__init__(gamma=gamma, ignore_index=ignore_index, reduction=reduction)
         self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
         self.register_buffer("weight", weight)
@@ -585,7 +654,7 @@ class LinearGHMCLoss(_Linear, modules._GHMLoss):
         bias_correction: bool = True,
         ignore_index: int = -100,
         reduction: str = "mean",
-    ):
+    ) -> None:
         super().__init__(
             bins=bins,
             momentum=momentum,

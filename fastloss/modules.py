@@ -1,5 +1,8 @@
 """The losses as modules: settings in the constructor, class weights and GHM's running statistics as buffers."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,13 +12,13 @@ from . import functional
 class _Loss(nn.Module):
     """Its settings are its attributes, under the names of the function's keywords; they may be assigned anew."""
 
-    def __init__(self, **settings):
+    def __init__(self, **settings: Any) -> None:
         super().__init__()
         self._names = tuple(settings)
         for name, value in settings.items():
             setattr(self, name, value)
 
-    def _settings(self) -> dict:
+    def _settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self._names}
 
     def extra_repr(self) -> str:
@@ -45,7 +48,7 @@ class CrossEntropyLoss(_Loss):
         reduction: str = "mean",
         label_smoothing: float = 0.0,
         inplace_backward: bool = False,
-    ):
+    ) -> None:
         super().__init__(
             ignore_index=ignore_index,
             reduction=reduction,
@@ -80,7 +83,7 @@ class FocalLoss(_Loss):
         ignore_index: int = -100,
         reduction: str = "mean",
         inplace_backward: bool = False,
-    ):
+    ) -> None:
         super().__init__(gamma=gamma, ignore_index=ignore_index, reduction=reduction, inplace_backward=inplace_backward)
         self.register_buffer("weight", weight)
 
@@ -110,7 +113,7 @@ class PolyLoss(_Loss):
         ignore_index: int = -100,
         reduction: str = "mean",
         inplace_backward: bool = False,
-    ):
+    ) -> None:
         super().__init__(
             epsilon=epsilon, ignore_index=ignore_index, reduction=reduction, inplace_backward=inplace_backward
         )
@@ -135,7 +138,7 @@ class SigmoidFocalLoss(_Loss):
 
     def __init__(
         self, *, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "none", inplace_backward: bool = False
-    ):
+    ) -> None:
         super().__init__(alpha=alpha, gamma=gamma, reduction=reduction, inplace_backward=inplace_backward)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -158,22 +161,23 @@ class _GHMLoss(_Loss):
     reduction: str
     inplace_backward: bool
 
-    def __init__(self, *, bins: int, momentum: float, **settings):
+    def __init__(self, *, bins: int, momentum: float, **settings: Any) -> None:
         super().__init__(bins=bins, momentum=momentum, **settings)
         has_state = momentum > 0
         self.register_buffer("running_histogram", torch.zeros(bins, dtype=torch.float64) if has_state else None)
         self.register_buffer("num_updates", torch.zeros(bins, dtype=torch.int64) if has_state else None)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_GHMLoss":
         # half(), type() and to(dtype) are for the network; the running counts keep their types wherever they are moved.
         before = {name: self._buffers[name] for name in ("running_histogram", "num_updates")}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in before.items():
-            if buffer is not None and self._buffers[name].dtype != buffer.dtype:
-                self._buffers[name] = buffer.to(self._buffers[name].device)
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
         return self
 
-    def _state(self) -> dict:
+    def _state(self) -> dict[str, Any]:
         return {
             "running_histogram": self.running_histogram,
             "num_updates": self.num_updates,
@@ -201,7 +205,7 @@ class GHMCLoss(_GHMLoss):
         ignore_index: int = -100,
         reduction: str = "mean",
         inplace_backward: bool = False,
-    ):
+    ) -> None:
         super().__init__(
             bins=bins,
             momentum=momentum,
@@ -233,7 +237,7 @@ class SigmoidGHMCLoss(_GHMLoss):
         bias_correction: bool = True,
         reduction: str = "mean",
         inplace_backward: bool = False,
-    ):
+    ) -> None:
         super().__init__(
             bins=bins,
             momentum=momentum,

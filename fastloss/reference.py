@@ -5,8 +5,12 @@ of the arguments are documented in :mod:`fastloss.functional`; this file says wh
 function of one number per decision, ``nll = -log p_target``, and of ``q = 1 - p_target``.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 __all__ = [
     "cross_entropy",
@@ -23,8 +27,15 @@ __all__ = [
 
 
 def cross_entropy(
-    input, target, weight=None, *, ignore_index=-100, reduction="mean", label_smoothing=0.0, inplace_backward=False
-):
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    inplace_backward: bool = False,
+) -> Tensor:
     """``(1 - eps) * w[y] * nll + eps / C * sum_k w[k] * (logsumexp(x) - x[k])``: ``F.cross_entropy``, in float32."""
     nll, valid = softmax_nll(input, target, ignore_index)
     row_weight = row_weight_of(weight, target, valid, nll)
@@ -40,14 +51,32 @@ def cross_entropy(
     return _reduce(loss, row_weight.sum(), reduction)
 
 
-def focal_loss(input, target, weight=None, *, gamma=2.0, ignore_index=-100, reduction="mean", inplace_backward=False):
+def focal_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    gamma: float = 2.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    inplace_backward: bool = False,
+) -> Tensor:
     """``w[y] * q**gamma * nll``."""
     nll, valid = softmax_nll(input, target, ignore_index)
     row_weight = row_weight_of(weight, target, valid, nll)
     return _reduce(row_weight * _one_minus_p(nll) ** gamma * nll, row_weight.sum(), reduction)
 
 
-def poly_loss(input, target, weight=None, *, epsilon=1.0, ignore_index=-100, reduction="mean", inplace_backward=False):
+def poly_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    epsilon: float = 1.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    inplace_backward: bool = False,
+) -> Tensor:
     """``w[y] * (nll + epsilon * q)``."""
     nll, valid = softmax_nll(input, target, ignore_index)
     row_weight = row_weight_of(weight, target, valid, nll)
@@ -55,20 +84,20 @@ def poly_loss(input, target, weight=None, *, epsilon=1.0, ignore_index=-100, red
 
 
 def ghmc_loss(
-    input,
-    target,
+    input: Tensor,
+    target: Tensor,
     *,
-    bins=10,
-    momentum=0.0,
-    normalizer="nonempty",
-    bias_correction=True,
-    running_histogram=None,
-    num_updates=None,
-    training=True,
-    ignore_index=-100,
-    reduction="mean",
-    inplace_backward=False,
-):
+    bins: int = 10,
+    momentum: float = 0.0,
+    normalizer: str = "nonempty",
+    bias_correction: bool = True,
+    running_histogram: Tensor | None = None,
+    num_updates: Tensor | None = None,
+    training: bool = True,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    inplace_backward: bool = False,
+) -> Tensor:
     """``beta[bin(q)] * nll`` with ``beta[b] = N / (n * R[b])``; beta is a constant of the backward pass."""
     nll, valid = softmax_nll(input, target, ignore_index)
     bin_index = _bin_index(_one_minus_p(nll), bins)
@@ -77,7 +106,15 @@ def ghmc_loss(
     return weighted_nll(nll, valid, beta[bin_index], reduction)
 
 
-def sigmoid_focal_loss(input, target, *, alpha=0.25, gamma=2.0, reduction="none", inplace_backward=False):
+def sigmoid_focal_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    reduction: str = "none",
+    inplace_backward: bool = False,
+) -> Tensor:
     """``alpha_t * q**gamma * bce(x, t)`` with ``q = p + t - 2 p t`` and ``alpha_t = alpha t + (1 - alpha)(1 - t)``."""
     x, t = _upcast(input), target.to(_upcast(input).dtype)
     bce, p = _bce(x, t), x.sigmoid()
@@ -90,20 +127,20 @@ def sigmoid_focal_loss(input, target, *, alpha=0.25, gamma=2.0, reduction="none"
 
 
 def sigmoid_ghmc_loss(
-    input,
-    target,
-    mask=None,
+    input: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
     *,
-    bins=10,
-    momentum=0.0,
-    normalizer="nonempty",
-    bias_correction=True,
-    running_histogram=None,
-    num_updates=None,
-    training=True,
-    reduction="mean",
-    inplace_backward=False,
-):
+    bins: int = 10,
+    momentum: float = 0.0,
+    normalizer: str = "nonempty",
+    bias_correction: bool = True,
+    running_histogram: Tensor | None = None,
+    num_updates: Tensor | None = None,
+    training: bool = True,
+    reduction: str = "mean",
+    inplace_backward: bool = False,
+) -> Tensor:
     """``beta[bin(g)] * bce(x, t)`` with ``g = |sigmoid(x) - t|`` over the decisions with ``mask > 0``."""
     nll, valid = sigmoid_nll(input, target, mask)
     bin_index = _bin_index((_upcast(input).sigmoid() - target.to(nll.dtype)).abs(), bins)
@@ -113,22 +150,22 @@ def sigmoid_ghmc_loss(
     return weighted_nll(nll, valid, beta[bin_index], reduction, fewest=1)
 
 
-def gradient_norm_histogram(input, target, *, bins=10, ignore_index=-100):
+def gradient_norm_histogram(input: Tensor, target: Tensor, *, bins: int = 10, ignore_index: int = -100) -> Tensor:
     """``counts[b]`` = number of decisions with ``min(floor(q * bins), bins - 1) == b``; int64 [bins]."""
     nll, valid = softmax_nll(input, target, ignore_index)
     return _histogram(_bin_index(_one_minus_p(nll), bins), valid, bins)
 
 
-def class_dim_of(input):
+def class_dim_of(input: Tensor) -> int:
     return 0 if input.dim() == 1 else 1
 
 
-def _upcast(input):
+def _upcast(input: Tensor) -> Tensor:
     """Half-precision logits are computed in float32."""
     return input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
 
 
-def softmax_nll(input, target, ignore_index):
+def softmax_nll(input: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """``(nll, valid)``, both of target's shape; an ignored row has nll 0 and no gradient."""
     class_dim = class_dim_of(input)
     valid = target != ignore_index
@@ -137,36 +174,36 @@ def softmax_nll(input, target, ignore_index):
     return torch.where(valid, nll, 0), valid
 
 
-def sigmoid_nll(input, target, mask):
+def sigmoid_nll(input: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """``(nll, valid)``, both of input's shape; where mask is not > 0 nll is 0 and without gradient."""
     x = _upcast(input)
     valid = torch.ones_like(x, dtype=torch.bool) if mask is None else mask > 0
     return torch.where(valid, _bce(x, target.to(x.dtype)), 0), valid
 
 
-def weighted_nll(nll, valid, beta, reduction, fewest=0):
+def weighted_nll(nll: Tensor, valid: Tensor, beta: Tensor, reduction: str, fewest: int = 0) -> Tensor:
     """GHM-C once the weight of each decision is known. fewest: what "mean" divides by at least."""
     return _reduce(beta.to(nll.dtype) * nll, valid.sum().clamp(min=fewest), reduction)
 
 
-def _bce(x, t):
+def _bce(x: Tensor, t: Tensor) -> Tensor:
     """Binary cross entropy; for a hard target it is ``nll = softplus(-z)``, z = x if the label is 1 else -x."""
     hard = (t == 0) | (t == 1)
     return -torch.where(hard, F.logsigmoid(torch.where(t == 1, x, -x)), F.logsigmoid(-x) + torch.where(hard, 0, x * t))
 
 
-def _one_minus_p(nll):
+def _one_minus_p(nll: Tensor) -> Tensor:
     # The clamp keeps the slope finite: 0 * inf at nll = 0 with gamma < 1, inf * 0 at nll = inf.
     return -torch.expm1(-nll.clamp(torch.finfo(nll.dtype).tiny, 100))
 
 
-def row_weight_of(weight, target, valid, nll):
+def row_weight_of(weight: Tensor | None, target: Tensor, valid: Tensor, nll: Tensor) -> Tensor:
     if weight is None:
         return valid.to(nll.dtype)
     return torch.where(valid, weight.to(nll.dtype)[torch.where(valid, target, 0).long()], 0)
 
 
-def _reduce(loss, denominator, reduction):
+def _reduce(loss: Tensor, denominator: Tensor | int, reduction: str) -> Tensor:
     if reduction == "none":
         return loss
     if reduction == "sum":
@@ -177,21 +214,30 @@ def _reduce(loss, denominator, reduction):
 
 
 @torch.no_grad()
-def _bin_index(gradient_norm, bins):
+def _bin_index(gradient_norm: Tensor, bins: int) -> Tensor:
     return (gradient_norm.nan_to_num(nan=1.0) * bins).floor().long().clamp(max=bins - 1)
 
 
-def _histogram(bin_index, valid, bins):
+def _histogram(bin_index: Tensor, valid: Tensor, bins: int) -> Tensor:
     counts = torch.zeros(bins, dtype=torch.int64, device=bin_index.device)
     return counts.scatter_add(0, bin_index.flatten(), valid.flatten().long())
 
 
 @torch.no_grad()
-def ghm_bin_weight(counts, momentum, normalizer, bias_correction, running_histogram, num_updates, training):
+def ghm_bin_weight(
+    counts: Tensor,
+    momentum: float,
+    normalizer: str,
+    bias_correction: bool,
+    running_histogram: Tensor | None,
+    num_updates: Tensor | None,
+    training: bool,
+) -> Tensor:
     """beta [bins], float64. With momentum and training, updates the running statistics in place."""
     nonempty = counts > 0
     histogram = counts.double()  # S_b: what divides N
     if momentum > 0:
+        assert running_histogram is not None and num_updates is not None
         if training:
             updated = momentum * running_histogram + (1 - momentum) * histogram
             running_histogram.copy_(torch.where(nonempty, updated, running_histogram))
@@ -204,53 +250,53 @@ def ghm_bin_weight(counts, momentum, normalizer, bias_correction, running_histog
 
 
 def linear_cross_entropy(
-    input,
-    linear_weight,
-    target,
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
     *,
-    linear_bias=None,
-    weight=None,
-    ignore_index=-100,
-    reduction="mean",
-    label_smoothing=0.0,
-):
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """Cross entropy of ``input @ linear_weight.T + linear_bias``."""
     settings = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
     return _of_rows(cross_entropy, input, linear_weight, linear_bias, target, weight=weight, **settings)
 
 
 def linear_focal_loss(
-    input,
-    linear_weight,
-    target,
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
     *,
-    linear_bias=None,
-    weight=None,
-    gamma=2.0,
-    ignore_index=-100,
-    reduction="mean",
-):
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    gamma: float = 2.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
     """Focal loss of ``input @ linear_weight.T + linear_bias``."""
     settings = {"gamma": gamma, "ignore_index": ignore_index, "reduction": reduction}
     return _of_rows(focal_loss, input, linear_weight, linear_bias, target, weight=weight, **settings)
 
 
 def linear_ghmc_loss(
-    input,
-    linear_weight,
-    target,
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
     *,
-    linear_bias=None,
-    bins=10,
-    momentum=0.0,
-    normalizer="nonempty",
-    bias_correction=True,
-    running_histogram=None,
-    num_updates=None,
-    training=True,
-    ignore_index=-100,
-    reduction="mean",
-):
+    linear_bias: Tensor | None = None,
+    bins: int = 10,
+    momentum: float = 0.0,
+    normalizer: str = "nonempty",
+    bias_correction: bool = True,
+    running_histogram: Tensor | None = None,
+    num_updates: Tensor | None = None,
+    training: bool = True,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
     """GHM-C of ``input @ linear_weight.T + linear_bias``."""
     settings = {"bins": bins, "momentum": momentum, "normalizer": normalizer, "bias_correction": bias_correction}
     state = {"running_histogram": running_histogram, "num_updates": num_updates, "training": training}
@@ -258,7 +304,14 @@ def linear_ghmc_loss(
     return _of_rows(ghmc_loss, input, linear_weight, linear_bias, target, **settings, **state)
 
 
-def _of_rows(function, input, linear_weight, linear_bias, target, **settings):
+def _of_rows(
+    function: Callable[..., Tensor],
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    **settings: Any,
+) -> Tensor:
     """Classes last, as a linear layer has them."""
     logits = F.linear(input, linear_weight, linear_bias)
     return function(logits.reshape(-1, logits.shape[-1]), target.flatten(), **settings).reshape(

@@ -3,19 +3,21 @@
 A torch that renames one of them makes fastloss a little slower or stricter, never wrong.
 """
 
+from typing import Any
+
 import torch
 from torch.autograd import forward_ad
 
 
-def _attribute(path: str):
+def _attribute(path: str) -> Any:
     """``torch.<path>``, or None where this torch has no such thing."""
-    found = torch
+    found: Any = torch
     for name in path.split("."):
         found = getattr(found, name, None)
     return found
 
 
-def _always(*_args) -> bool:
+def _always(*_args: object) -> bool:
     return True
 
 
@@ -35,15 +37,16 @@ keeps_graph = _attribute("_C._autograd._get_current_graph_task_keep_graph") or _
 _base = _attribute("_C._FunctionBase")
 
 
-def quick_apply(function: type[torch.autograd.Function]):
+def quick_apply(function: type[torch.autograd.Function]) -> Any:
     """``function.apply`` for calls outside of torch.func's transforms."""
-    return super(torch.autograd.Function, function).apply if _base and transforms_active else function.apply
+    below: Any = super(torch.autograd.Function, function)
+    return below.apply if _base and transforms_active else function.apply
 
 
 _unpacks_one = callable(getattr(_attribute("_C._autograd.SavedTensor"), "unpack", None))
 
 
-def first_saved(ctx) -> torch.Tensor:
+def first_saved(ctx: Any) -> torch.Tensor:
     """``ctx.saved_tensors[0]``, whatever has become of the others. Fallback: refuses if one of them has changed."""
     try:
         return ctx.saved_tensors[0]  # quicker, and refuses if any of them has changed
@@ -56,7 +59,7 @@ def first_saved(ctx) -> torch.Tensor:
 _has_level = hasattr(forward_ad, "_current_level")
 
 
-def has_tangent(*tensors) -> bool:
+def has_tangent(*tensors: object) -> bool:
     """Whether forward-mode AD differentiates with respect to one of these. Fallback: asks each tensor in every call."""
     if _has_level and forward_ad._current_level < 0:
         return False

@@ -2,16 +2,22 @@
 reference and public functions have the same signatures. Examples in docs/ are run by `make docs`."""
 
 import doctest
+import importlib
 import inspect
+import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import fastloss
-from fastloss import functional, modules, reference
+from fastloss import functional, linear, modules, reference
+
+ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("module", [fastloss, functional, modules])
+@pytest.mark.parametrize("module", [fastloss, functional, linear, modules])
 def test_examples(module):
     result = doctest.testmod(module, extraglobs={"torch": torch, "fastloss": fastloss})
     assert result.attempted > 0 and result.failed == 0
@@ -39,3 +45,23 @@ def test_everything_public_is_documented(name):
     if inspect.isfunction(thing) and name != "build_info":
         for parameter in inspect.signature(thing).parameters:
             assert parameter in inspect.getdoc(thing), f"{name} says nothing about {parameter}"
+
+
+def test_the_api_reference_names_everything_public():
+    pages = "".join(path.read_text() for path in (ROOT / "docs/api").glob("*.md"))
+    named = re.findall(r"auto(?:function|class|module):: fastloss\.(\w+)", pages)
+    assert sorted(set(named) & set(fastloss.__all__)) == sorted(fastloss.__all__)
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S))
+def test_the_examples_of_the_readme_run(block):
+    exec(block, {})
+
+
+def test_the_table_of_the_readme_is_the_data():
+    pytest.importorskip("matplotlib")
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    report = importlib.import_module("report")
+    runs = report.kept_runs()
+    readme = (ROOT / "README.md").read_text()
+    assert report.with_table(readme, report.readme_table(report.medians(runs), report.title_of(runs))) == readme

@@ -243,6 +243,9 @@ def spread(part, valid):
 
 
 def bits(tensor):
+    """To the bit, but for the sign and the payload of a nan: which of two nans an addition passes on is its own."""
+    if tensor.is_floating_point():
+        tensor = torch.where(tensor.isnan(), float("nan"), tensor)
     return tensor.detach().clone().reshape(-1).view(torch.uint8) if tensor.numel() else tensor
 
 

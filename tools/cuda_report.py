@@ -4,8 +4,10 @@
     python tools/cuda_report.py 8.0 9.0    these
 
 A line a kernel and architecture: registers a thread, bytes of spills and of stack, static shared memory, and how many
-16-byte global loads and stores its PTX has. Exits with 1 if registers spill, or if a kernel that should access memory
-16 bytes at a time does not.
+16-byte global loads and stores its PTX has. Where nvdisasm is found (tools/sass.py), a second table has the
+instructions a logit of the kernels that matter, by class, their occupancy and the bytes that a multiprocessor of an
+H100 has in flight. Exits with 1 if registers spill, if a kernel that should access memory 16 bytes at a time does not,
+or if one of the second table is beyond its limits.
 """
 
 import argparse
@@ -17,6 +19,8 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+import sass
+
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "csrc/cuda/ops.cu"
 
@@ -24,6 +28,84 @@ SOURCE = ROOT / "csrc/cuda/ops.cu"
 WIDE_READERS = {"scale_dense", "scale_strided", "sigmoid_count", "sigmoid_loss", "softmax_rows", "softmax_tile"}
 WIDE_WRITERS = WIDE_READERS - {"sigmoid_count"}
 COUNTS_ONLY = "CountNorms"  # the loss that writes no gradient
+
+
+class Hot(NamedTuple):
+    """A kernel at a shape, as csrc/cuda/schedule.h runs it on an H100, and its limits."""
+
+    kernel: str
+    shape: str
+    threads: int  # of a block
+    shared: int  # dynamic, of a block
+    logits: int  # of a thread in a turn of each loop
+    in_flight: int  # bytes of a thread
+    most_instructions: float
+    least_in_flight: int  # of a multiprocessor
+
+
+HOT = [
+    # A turn is a row; the next row arrives meanwhile.
+    Hot("softmax_tile<float, CrossEntropy, 12, 9>", "C = 12", 128, 8 * (32 * 12 * 4 + 16), 12, 12 * 4, 28, 40_000),
+    Hot("softmax_tile<bfloat16, CrossEntropy, 12, 9>", "C = 12", 128, 8 * (32 * 12 * 2 + 16), 12, 12 * 2, 36, 20_000),
+    # Two loops, of four packs each.
+    Hot("softmax_rows<float, CrossEntropy>", "C = 1000", 128, 4 * 4000, 16, 64, 18, 40_000),
+    Hot("softmax_rows<float, CrossEntropy>", "C = 32000", 1024, 128_000, 16, 64, 18, 40_000),
+    Hot("softmax_rows<bfloat16, CrossEntropy>", "C = 32000", 512, 64_000, 32, 64, 18, 40_000),
+    Hot("softmax_positions<float, CrossEntropy, 4>", "C = 150", 256, 128 * (17 * 4 + 4 + 150 * 4), 16, 64, 30, 32_000),
+    Hot(
+        "softmax_positions<bfloat16, CrossEntropy, 8>", "C = 150", 256, 256 * (17 * 4 + 4 + 150 * 2), 32, 64, 34, 16_000
+    ),
+    Hot("sigmoid_loss<float, SigmoidCrossEntropy>", "", 256, 0, 4, 32, 60, 32_000),
+    Hot("sigmoid_loss<float, SigmoidFocal<Focal<float, 2>>>", "gamma = 2", 256, 0, 4, 32, 95, 32_000),
+]
+# Of a multiprocessor of sm_90, and what a block takes beside what it asks for.
+REGISTERS, THREADS, SHARED, RESERVED_SHARED = 65536, 2048, 228 * 1024, 1024
+
+
+def blocks_on_a_multiprocessor(hot, kernel):
+    warps = hot.threads // 32
+    by_registers = REGISTERS // (warps * 32 * -(-kernel.registers // 8) * 8)
+    by_shared = SHARED // (hot.shared + kernel.shared + RESERVED_SHARED)
+    return min(by_registers, by_shared, THREADS // hot.threads, 32)
+
+
+def hot_row(hot, kernel, turns):
+    """(cells of the table, faults). The loops that count access 16 bytes at a time, the others what is left over."""
+    wide = [turn for turn in turns if turn.wide_loads + turn.wide_stores]
+    if hot.kernel.startswith(("softmax_rows", "softmax_positions")):
+        batches = [turn for turn in wide if max(turn.wide_loads, turn.wide_stores) == 4]
+        wide = [min((t for t in batches if bool(t.wide_stores) == stores), key=size) for stores in (False, True)]
+    else:
+        wide = [min(wide, key=size)]
+    counts = {name: sum(turn.counts[name] for turn in wide) / hot.logits for name in (*sass.CLASSES, "integer")}
+    total = sum(counts.values())
+    blocks = blocks_on_a_multiprocessor(hot, kernel)
+    in_flight = blocks * hot.threads * hot.in_flight
+    faults = []
+    if total > hot.most_instructions:
+        faults.append(f"{hot.kernel} has {total:.1f} instructions a logit, but should have {hot.most_instructions}.")
+    if in_flight < hot.least_in_flight:
+        faults.append(f"{hot.kernel} at {hot.shape} has {in_flight} bytes in flight, not {hot.least_in_flight}.")
+    cells = [f"{count:.1f}" for count in counts.values()] + [f"{total:.1f}"]
+    cells += [f"{blocks * hot.threads / THREADS:.0%}", f"{in_flight / 1024:.0f} KB"]
+    return cells, faults
+
+
+def size(turn):
+    return sum(turn.counts.values())
+
+
+def print_hot(kernels, sections):
+    """The second table, for sm_90. Returns what is wrong."""
+    faults = []
+    print()
+    print(*(f"{name:>8}" for name in (*sass.CLASSES, "integer", "total", "warps", "flight")), " kernel")
+    for hot in HOT:
+        kernel, (code, labels) = next((k, sections[m]) for m, k in kernels.items() if k.name == hot.kernel)
+        cells, wrong = hot_row(hot, kernel, sass.turns(code, labels))
+        print(*(f"{cell:>8}" for cell in cells), f" {hot.kernel} {hot.shape}")
+        faults += wrong
+    return faults
 
 
 class Kernel(NamedTuple):
@@ -48,8 +130,8 @@ class Kernel(NamedTuple):
             yield f"{where} has no 16-byte global store."
 
 
-def compile_report(architecture):
-    """The kernels of csrc/cuda/ops.cu for one architecture, such as "8.0"."""
+def compile_report(architecture, nvdisasm=None):
+    """Kernels of csrc/cuda/ops.cu by mangled name for one architecture, such as "8.0"; and their code, disassembled."""
     from torch.utils.cpp_extension import include_paths
 
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +144,8 @@ def compile_report(architecture):
             raise RuntimeError(f"nvcc failed:\n{result.stdout}")
         (ptx,) = Path(folder).glob("*.ptx")
         accesses = wide_accesses(ptx.read_text())
-    kernels = []
+        sections = sass.disassemble(nvdisasm, f"{folder}/ops.cubin") if nvdisasm else {}
+    kernels = {}
     for entry in result.stdout.split("Compiling entry function '")[1:]:
         mangled = entry[: entry.index("'")]
         # The functions that a kernel calls are listed with it.
@@ -71,8 +154,8 @@ def compile_report(architecture):
             for what, pattern in (("spills", "bytes spill"), ("stack", "bytes stack frame"), ("shared", "bytes smem"))
         }
         registers = int(re.search(r"Used (\d+) registers", entry).group(1))
-        kernels.append(Kernel(demangle(mangled), architecture, registers, **number, **accesses[mangled]))
-    return kernels
+        kernels[mangled] = Kernel(demangle(mangled), architecture, registers, **number, **accesses[mangled])
+    return kernels, sections
 
 
 def wide_accesses(ptx):
@@ -100,12 +183,15 @@ def main():
     faults = []
     print(f"{'arch':>5} {'regs':>4} {'spill':>5} {'stack':>5} {'shared':>6} {'loads':>5} {'stores':>6}  kernel")
     for architecture in architectures:
-        for kernel in sorted(compile_report(architecture)):
+        kernels, sections = compile_report(architecture, sass.find_nvdisasm() if architecture == "9.0" else None)
+        for kernel in sorted(kernels.values()):
             print(
                 f"{architecture:>5} {kernel.registers:4} {kernel.spills:5} {kernel.stack:5} {kernel.shared:6} "
                 f"{kernel.wide_loads:5} {kernel.wide_stores:6}  {kernel.name}"
             )
             faults += kernel.faults()
+        if sections:
+            faults += print_hot(kernels, sections)
     for fault in faults:
         print(fault, file=sys.stderr)
     sys.exit(1 if faults else 0)

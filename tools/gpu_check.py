@@ -323,8 +323,11 @@ def one_of_each():
         if grad:
             loss.backward(torch.rand_like(loss))
 
-    # a tile, parts of warps, blocks whose row fits shared memory or does not, positions likewise
-    for shape in [(333, 11), (99, 100), (40, 3001), (3, 70001), (2, 11, 3, 37), (2, 300, 3, 37)]:
+    # tiles; parts of warps, blocks, blocks whose rows fit shared memory in part; the same for positions, wide or not
+    tiles = [(333, classes) for classes in (3, 7, 11, 15, 20, 30)]
+    rows = [(99, 100), (40, 3001), (3, 70001)]
+    positions = [(2, 11, 3, 37), (2, 11, 4, 32), (2, 2000, 3, 37), (2, 2000, 4, 32)]
+    for shape in tiles + rows + positions:
         for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             x = torch.randn(shape, device=device, dtype=dtype)
             target = torch.randint(shape[1], (shape[0], *shape[2:]), device=device)

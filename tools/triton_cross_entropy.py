@@ -9,7 +9,7 @@ import triton.language as tl
 
 
 @triton.jit
-def kernel(logits, grad, target, loss, classes, scale, BLOCK: tl.constexpr):
+def kernel(logits, grad, target, loss, scale, classes: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     logits += row * classes
     grad += row * classes
@@ -36,5 +36,5 @@ def loss_and_gradient(logits, target):
     grad = torch.empty_like(logits)
     loss = torch.empty(rows, device=logits.device)
     block = min(triton.next_power_of_2(classes), 16384)
-    kernel[(rows,)](logits, grad, target, loss, classes, 1 / rows, BLOCK=block, num_warps=min(max(block // 512, 1), 16))
+    kernel[(rows,)](logits, grad, target, loss, 1 / rows, classes, BLOCK=block, num_warps=min(max(block // 512, 1), 16))
     return loss.sum(), grad

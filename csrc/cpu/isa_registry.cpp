@@ -1,6 +1,10 @@
 // Picks the instruction set, once, when it is first asked for.
 #include "isa_registry.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <sstream>
 #include <stdexcept>
@@ -8,12 +12,24 @@
 
 namespace fastloss {
 
+#if defined(__x86_64__)
+namespace {
+
+// clang 14 has no name for it that __builtin_cpu_supports would take.
+bool supports_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
+}  // namespace
+#endif
+
 const std::vector<const Isa*>& usable_isas() {
   static const std::vector<const Isa*> isas = [] {
     std::vector<const Isa*> found = {&baseline::isa};
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && supports_f16c();
     if (avx2) found.push_back(&avx2::isa);
     bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

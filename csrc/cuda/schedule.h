@@ -40,7 +40,7 @@ struct DeviceLimits {
 };
 
 // A path has code of its own. Logits are read once where that is enough, because nothing is computed from them twice,
-// or because they are kept in shared memory; else twice.
+// or because they are kept in shared memory (staged); those that do not fit twice.
 enum class SoftmaxPath : int32_t {
   tile_4,  // up to so many classes
   tile_8,
@@ -52,7 +52,7 @@ enum class SoftmaxPath : int32_t {
   part_rows_staged,
   block_rows,
   block_rows_staged,
-  block_rows_partly,  // what does not fit
+  block_rows_partly,  // staged, as much as fits
   positions,
   positions_staged,
   positions_partly,
@@ -210,13 +210,15 @@ inline SoftmaxSchedule schedule_of(const SoftmaxParams& params, Pass pass, const
   // At least eight classes for each warp; up to eight tiles for a block.
   schedule.warps = 1;
   while (schedule.warps < kPositionThreads / 32 && schedule.warps * 16 <= C) schedule.warps *= 2;
-  const bool wide = positions_are_wide(params);
-  const int64_t tile = 32 * (wide ? kPackBytes / element : 1), tiles = kPositionThreads / 32 / schedule.warps;
-  const int64_t compute = element == 8 ? 8 : 4, class_bytes = tile * element;
-  // PositionTile, without what is kept.
-  const int64_t fixed = tile * ((2 * schedule.warps + 1) * compute + 4 + (smooths ? schedule.warps + 2 : 0) * compute);
+  const int64_t tiles = kPositionThreads / 32 / schedule.warps, compute = element == 8 ? 8 : 4;
+  // Of each decision in a PositionTile, without what is kept.
+  const int64_t fixed = (2 * schedule.warps + 1) * compute + 4 + (smooths ? schedule.warps + 2 : 0) * compute;
+  const int64_t width = kPackBytes / element;
+  const bool wide = positions_are_wide(params) && 32 * width * tiles * fixed <= device.shared_bytes;
+  const int64_t tile = wide ? 32 * width : 32;
   if (second_pass) {  // two blocks on a multiprocessor
-    schedule.kept_classes = int(std::min<int64_t>(C, (device.shared_bytes / 2 / tiles - fixed) / class_bytes));
+    const int64_t most = (device.shared_bytes / 2 / tiles - tile * fixed) / (tile * element);
+    schedule.kept_classes = int(std::clamp<int64_t>(most, 0, C));
   }
   schedule.path = !second_pass                 ? SoftmaxPath::positions
                   : schedule.kept_classes == C ? SoftmaxPath::positions_staged
@@ -224,7 +226,7 @@ inline SoftmaxSchedule schedule_of(const SoftmaxParams& params, Pass pass, const
   if (wide) schedule.path = SoftmaxPath(int(schedule.path) + 3);
   schedule.threads = kPositionThreads;
   schedule.rows = int(tile * tiles);
-  schedule.tile_bytes = int(fixed + schedule.kept_classes * class_bytes);
+  schedule.tile_bytes = int(tile * (fixed + schedule.kept_classes * element));
   schedule.shared_bytes = int(tiles) * schedule.tile_bytes;
   schedule.blocks = num_blocks(params.N, schedule.rows);
   return schedule;

@@ -69,7 +69,7 @@ struct RowPacks {
   template <class Visit>
   __device__ __forceinline__ void read(const Visit& visit) const {
     int i = lane;
-    for (; i + (kBatch - 1) * threads < packs; i += kBatch * threads) {
+    for (int batch = batches(); batch > 0; --batch, i += kBatch * threads) {
       Pack<T> loaded[kBatch];
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) loaded[b] = load_pack(x + (i + b * threads) * kSize);
@@ -88,8 +88,8 @@ struct RowPacks {
 
   template <class Visit>
   __device__ __forceinline__ void read_again(const Visit& visit) const {
-    int left = lane < packs ? (packs - lane + threads - 1) / threads : 0;  // of this thread's packs
-    for (; left % kBatch > 0; --left) {
+    int left = max(packs - lane + threads - 1, 0) >> (31 - __clz(threads));  // of this thread's packs
+    for (const int in_batches = batches() * kBatch; left > in_batches; --left) {
       int i = lane + (left - 1) * threads;
       Pack<T> loaded[1] = {again(i)};
       visit(i, loaded);
@@ -109,6 +109,10 @@ struct RowPacks {
   }
 
  private:
+  // Two lanes that share a 32-byte sector have as many: they access it together.
+  __device__ __forceinline__ int batches() const {
+    return max(packs - (lane | 1) + threads - 1, 0) >> (31 - __clz(kBatch * threads));  // a power of two
+  }
   __device__ __forceinline__ void keep(int i, const Pack<T>& pack) const {
     if (i < kept_packs) store_shared_pack(kept + i * kSize, pack);
   }

@@ -63,7 +63,8 @@ struct SigmoidFocal {
   }
 };
 
-// On the GPU all threads of a warp take one branch and a kernel for gamma = 2 would only make the library larger.
+// On the GPU all threads of a warp take one branch: it is a softmax row's, and one more kernel for each schedule would
+// only make the library larger. A sigmoid loss's is a logit's.
 #ifdef __CUDACC__
 constexpr bool kFixesGamma = false;
 #else
@@ -88,9 +89,7 @@ struct SigmoidFocalLoss {
   template <class S, class With>
   static auto with(S gamma, const With& with) {
     if (gamma == 0) return with(SigmoidCrossEntropy{});
-    if constexpr (kFixesGamma) {
-      if (gamma == 2) return with(SigmoidFocal<Focal<S, 2>>{});
-    }
+    if (gamma == 2) return with(SigmoidFocal<Focal<S, 2>>{});
     return with(SigmoidFocal<Focal<S>>{{gamma}});
   }
 };

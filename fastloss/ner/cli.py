@@ -6,7 +6,9 @@ import importlib.util
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +19,8 @@ from fastloss.ner.losses import DEFAULT_LOSSES, KINDS, Loss, parse_loss
 # Modules of the extra `fastloss[ner]`, which the losses alone do not need.
 EXTRA = ("numpy", "transformers", "accelerate", "matplotlib", "tqdm", "jinja2")
 DEFAULT_SEEDS = [42, 1, 2]
+# Training until nothing more is learnt has to end somewhere.
+MOST_EPOCHS = 60
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -152,14 +156,14 @@ def add_runs(parser: argparse.ArgumentParser, out: str) -> None:
 
 
 def add_training(parser: argparse.ArgumentParser, rates: bool) -> None:
-    def add(flag: str, **options):
+    def add(flag: str, **options: Any) -> None:
         parser.add_argument(flag, default=argparse.SUPPRESS, **options)
 
     add("--encoder", help="tiny (default: a small BERT from scratch), a local directory or a hub name")
     add("--layers", type=positive(int), help="tiny: layers (2)")
     add("--hidden", type=positive(int), help="tiny: width (128)")
     add("--max-length", type=positive(int), help="longest input in tokens (128); longer texts are cut into pieces")
-    add("--epochs", type=positive(int), help="8; with --until-flat the most (60)")
+    add("--epochs", type=positive(int), help=f"8; with --until-flat the most ({MOST_EPOCHS})")
     add("--until-flat", action="store_true", help="train until a held-out tenth of train is learnt no better")
     add("--patience", type=positive(int), help="--until-flat: epochs without a gain before the end (3)")
     add("--batch-size", type=positive(int), help="sentences per step and device (tiny 32, pretrained 128)")
@@ -172,8 +176,8 @@ def add_training(parser: argparse.ArgumentParser, rates: bool) -> None:
     add("--fp16", action="store_true", help="mixed precision in float16")
 
 
-def positive(number: type):
-    def parse(text: str):
+def positive(number: type) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
         value = number(text)
         if not 0 < value < float("inf"):
             raise argparse.ArgumentTypeError(f"{text} should be greater than 0")

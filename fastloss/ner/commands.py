@@ -8,10 +8,12 @@ import shlex
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fastloss.ner import compare as comparison
+from fastloss.ner.cli import MOST_EPOCHS
 from fastloss.ner.compare import Runs, count_runs
 from fastloss.ner.data import Corpus, DataError, Sentence, is_cluener, make_sentence, to_record, types_of
 from fastloss.ner.inference import is_main_process, load, save
@@ -26,9 +28,6 @@ from fastloss.ner.summary import headline, summarize, verdicts
 from fastloss.ner.synthetic import generate, thin
 from fastloss.ner.train import PRETRAINED, Settings
 from fastloss.ner.train import train as train_model
-
-# Training until nothing more is learnt has to end somewhere.
-MOST_EPOCHS = 60
 
 
 def load_corpus(options: argparse.Namespace) -> Corpus:
@@ -97,13 +96,15 @@ def study(options: argparse.Namespace) -> None:
         print(f"Report: {options.out / 'study.md'}")
 
 
-def unique(values: list) -> list:
+def unique(values: list[Any]) -> list[Any]:
     return [value for index, value in enumerate(values) if value not in values[:index]]
 
 
-def announce(data: str, corpus: Corpus, losses: list, seeds: list[int], rates: list[float], settings: Settings) -> None:
+def announce(
+    data: str, corpus: Corpus, losses: list[Any], seeds: list[int], rates: list[float], settings: Settings
+) -> None:
     """What will be trained, and, on a busy machine, what slows it down."""
-    if not is_first_process():
+    if not is_main_process():
         return
     tuned = f", after {len(rates)} learning rates each" if len(rates) > 1 else ""
     steps = -(-len(corpus.train) // (settings.batch_size * settings.accumulation))
@@ -120,11 +121,6 @@ def announce(data: str, corpus: Corpus, losses: list, seeds: list[int], rates: l
             "while they wait get slow beside others: OMP_WAIT_POLICY=passive or OMP_NUM_THREADS=1 mends it.",
             file=sys.stderr,
         )
-
-
-def is_first_process() -> bool:
-    """`is_main_process` before there is a process group."""
-    return int(os.environ.get("RANK", 0)) == 0
 
 
 def train(options: argparse.Namespace) -> None:
@@ -146,7 +142,7 @@ def evaluate(options: argparse.Namespace) -> None:
     print_scores(corpus, predict_spans(model, tokenizer, corpus.dev))
 
 
-def print_scores(corpus: Corpus, predictions: list) -> None:
+def print_scores(corpus: Corpus, predictions: list[Any]) -> None:
     found = {span.type for spans in predictions for span in spans}
     scores = evaluate_spans(corpus.dev, predictions, sorted(found.union(types_of(corpus.dev))))
     rows = [*scores["types"].items(), ("micro", scores["micro"])]

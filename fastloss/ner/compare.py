@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from fastloss.ner.train import Settings, hold_out, train
 FORMAT = 2
 
 
-def run_key(corpus: Corpus, loss: Loss, seed: int, settings: Settings) -> dict:
+def run_key(corpus: Corpus, loss: Loss, seed: int, settings: Settings) -> dict[str, Any]:
     """Everything a result depends on; `--resume` reuses only a result whose key is equal."""
     return {
         "format": FORMAT,
@@ -41,7 +42,7 @@ class Runs:
     progress: Progress
     tensorboard: bool = False
 
-    def result(self, label: str, corpus: Corpus, loss: Loss, seed: int, settings: Settings) -> dict:
+    def result(self, label: str, corpus: Corpus, loss: Loss, seed: int, settings: Settings) -> dict[str, Any]:
         """The result of one run: read back where it is finished and wanted, else trained and written at once."""
         path = self.out / "runs" / f"{label}.json"
         key = run_key(corpus, loss, seed, settings)
@@ -66,7 +67,7 @@ class Runs:
 
 def compare(
     corpus: Corpus, losses: list[Loss], seeds: list[int], settings: Settings, rates: list[float], runs: Runs
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """One result per loss and seed. Every finished run is on disk before the next starts.
 
     Of several learning rates each loss gets the one that is best on a held-out part of train, with the first seed:
@@ -96,12 +97,12 @@ def count_runs(losses: list[Loss], seeds: list[int], rates: list[float]) -> int:
     return len(losses) * (len(seeds) + (len(rates) if len(rates) > 1 else 0))
 
 
-def digest(result: dict) -> str:
+def digest(result: dict[str, Any]) -> str:
     """Tells a result that was written whole from one that was changed or cut."""
     return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
 
 
-def read_result(path: Path, key: dict) -> dict | None:
+def read_result(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     """The finished run of exactly this key, or None."""
     try:
         file = json.loads(path.read_bytes())
@@ -110,7 +111,7 @@ def read_result(path: Path, key: dict) -> dict | None:
         return None
 
 
-def write_json(path: Path, value) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Writes beside the file and renames, so that an interruption leaves no half-written result."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class DataError(ValueError):
@@ -62,7 +62,7 @@ def types_of(*parts: list[Sentence]) -> tuple[str, ...]:
     return tuple(sorted({span.type for part in parts for sentence in part for span in sentence.spans}))
 
 
-def to_record(sentence: Sentence) -> dict:
+def to_record(sentence: Sentence) -> dict[str, Any]:
     """The JSON object of CLUENER's format that its reader reads back."""
     label: dict[str, dict[str, list[list[int]]]] = {}
     for span in sentence.spans:
@@ -76,7 +76,7 @@ def surfaces(sentence: Sentence) -> set[tuple[str, str]]:
     return {(span.type, sentence.text[span.start : span.end + 1]) for span in sentence.spans}
 
 
-def count_types(sentences: list[Sentence]) -> tuple[Counter, Counter]:
+def count_types(sentences: list[Sentence]) -> tuple[Counter[str], Counter[str]]:
     """Per type: distinct surfaces per sentence (the figures usually published for CLUENER), and mentions."""
     distinct = Counter(type_ for sentence in sentences for type_, _ in surfaces(sentence))
     mentions = Counter(span.type for sentence in sentences for span in sentence.spans)

@@ -1,13 +1,16 @@
 """What goes wrong where: errors by kind, confused types, the worst sentences, calibration, gradients, their noise."""
 
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from fastloss.ner.data import Sentence, Span
-from fastloss.ner.encode import IGNORE, EncodedSentences
+from fastloss.ner.encode import EncodedSentences
+from fastloss.ner.losses import IGNORE
 
 ERROR_KINDS = ("missed", "spurious", "start", "end", "both edges", "type", "type and edge")
 NONE = "none"
@@ -37,9 +40,11 @@ def error_kind(gold: Span | None, predicted: Span | None) -> str:
     return "both edges" if start and end else "start" if start else "end"
 
 
-def errors(sentences: list[Sentence], predictions: list[set[Span]], worst: int = 8) -> dict:
+def errors(sentences: list[Sentence], predictions: list[set[Span]], worst: int = 8) -> dict[str, Any]:
     """Counts per kind of error, [gold type, predicted type, count] of each confusion, and the worst sentences."""
-    kinds, confusion, ranked = Counter(), Counter(), []
+    kinds: Counter[str] = Counter()
+    confusion: Counter[tuple[str, str]] = Counter()
+    ranked = []
     for index, (sentence, predicted) in enumerate(zip(sentences, predictions, strict=True)):
         gold = set(sentence.spans)
         pairs = pair_up(gold, predicted)
@@ -65,14 +70,14 @@ def head_scores(logits: torch.Tensor, target: torch.Tensor) -> dict[str, float]:
     return dict(zip(("start", "end"), (2 * correct / all_.clamp(min=1)).tolist(), strict=True))
 
 
-def calibration(logits: torch.Tensor, target: torch.Tensor, bins: int = 10) -> dict:
+def calibration(logits: torch.Tensor, target: torch.Tensor, bins: int = 10) -> dict[str, Any]:
     """The decisions that found a tag (not O), by confidence: mean confidence, accuracy and count per bin, and the ECE.
 
     ECE (Guo et al. 2017): the mean distance of accuracy and confidence, weighted by the bins' counts. `ece_all` is
     that of all decisions, nearly all of which are easy O.
     """
 
-    def expected_error(chosen: torch.Tensor) -> tuple[float, list[dict]]:
+    def expected_error(chosen: torch.Tensor) -> tuple[float, list[dict[str, Any]]]:
         confidence, right = confidences[chosen].numpy(), correct[chosen].numpy()
         index = np.minimum((confidence * bins).astype(int), bins - 1)
         count = np.bincount(index, minlength=bins)
@@ -101,7 +106,7 @@ def gradient_norms(logits: torch.Tensor, target: torch.Tensor, bins: int = 20) -
     return {name: torch.bincount(index[part], minlength=bins).tolist() for name, part in parts.items()}
 
 
-def batch_profile(model: nn.Module, batches: list[dict], criterion: nn.Module, bins: int = 20) -> dict:
+def batch_profile(model: Any, batches: list[dict[str, Any]], criterion: nn.Module, bins: int = 20) -> dict[str, Any]:
     """How a loss weighs the start head's decisions from batch to batch, and how noisy its gradient is.
 
     The weight of a decision is its gradient |dL/dx_target| over that of cross entropy, g = 1 - p. Returns `weight`,
@@ -132,9 +137,9 @@ def batch_profile(model: nn.Module, batches: list[dict], criterion: nn.Module, b
         hook.remove()
         model.train(training)
         model.criteria = criteria
-    gradients = torch.stack(gradients)
-    mean = gradients.mean(0)
-    noise = (gradients - mean).square().sum(1).mean() / mean.square().sum()
+    stacked = torch.stack(gradients)
+    mean = stacked.mean(0)
+    noise = (stacked - mean).square().sum(1).mean() / mean.square().sum()
     return {
         "weight": [[finite(value) for value in row.tolist()] for row in rows],
         "count": torch.stack(counts).double().mean(0).tolist(),
@@ -142,7 +147,9 @@ def batch_profile(model: nn.Module, batches: list[dict], criterion: nn.Module, b
     }
 
 
-def sample_batches(data: EncodedSentences, batch_size: int, collate, batches: int = 50) -> list[dict]:
+def sample_batches(
+    data: EncodedSentences, batch_size: int, collate: Callable[..., dict[str, Any]], batches: int = 50
+) -> list[dict[str, Any]]:
     """The same random batches of a data set every time."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
     chunks = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]

@@ -1,5 +1,8 @@
 """Turns sentences into tensors and tags back into spans: one tag per token and head, start and end."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 
 from fastloss.ner.data import Sentence, Span
@@ -15,7 +18,7 @@ def split_tokens(text: str, offsets: list[tuple[int, int]], limit: int) -> list[
     while len(offsets) - first > limit:
         window = range(first + 1, first + limit + 1)
 
-        def last(good, window=window) -> int | None:
+        def last(good: Callable[[int], bool], window: range = window) -> int | None:
             return next((cut for cut in reversed(window) if good(cut)), None)
 
         cut = last(lambda cut: text[offsets[cut - 1][1] - 1] in PUNCTUATION)
@@ -25,7 +28,7 @@ def split_tokens(text: str, offsets: list[tuple[int, int]], limit: int) -> list[
     return [*pieces, (first, len(offsets))]
 
 
-def tag(offsets: list[tuple[int, int]], spans: tuple[Span, ...], tag_of: dict[str, int]) -> list[list[int]]:
+def tag(offsets: list[tuple[int, int]], spans: Sequence[Span], tag_of: dict[str, int]) -> list[list[int]]:
     """[start tag, end tag] of each token, from the spans that lie between the first and the last of them.
 
     A position holds one tag, so where two spans share a start or an end the later one keeps it.
@@ -50,15 +53,17 @@ def untag(starts: list[int], ends: list[int]) -> list[tuple[int, int, int]]:
     return pairs
 
 
-class EncodedSentences(torch.utils.data.Dataset):
+class EncodedSentences(torch.utils.data.Dataset[Any]):
     """Sentences cut to the model's length, as token ids and tags; remembers where each piece came from."""
 
-    def __init__(self, sentences: list[Sentence], tokenizer: TextTokenizer, max_length: int, types: list[str]):
+    def __init__(
+        self, sentences: list[Sentence], tokenizer: TextTokenizer, max_length: int, types: Sequence[str]
+    ) -> None:
         self.sentences = sentences
         self.tokenizer = tokenizer
         self.types = types
         self.origins: list[tuple[int, list[tuple[int, int]]]] = []
-        self.features: list[dict] = []
+        self.features: list[dict[str, Any]] = []
         tag_of = {type_: tag for tag, type_ in enumerate(types, start=1)}
         prefix, suffix = tokenizer.prefix, tokenizer.suffix
         limit = max_length - len(prefix) - len(suffix)
@@ -75,7 +80,7 @@ class EncodedSentences(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.features)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return self.features[index]
 
     def tag_counts(self) -> torch.Tensor:
@@ -88,11 +93,11 @@ class EncodedSentences(torch.utils.data.Dataset):
         ids = [id_ for feature in self.features for id_ in self.inside(feature["input_ids"])]
         return sum(id_ == self.tokenizer.unknown_id for id_ in ids) / max(len(ids), 1)
 
-    def inside(self, tokens):
+    def inside(self, tokens: Any) -> Any:
         """Of one value a token, those of the tokens between [CLS] and [SEP]."""
         return tokens[len(self.tokenizer.prefix) : len(tokens) - len(self.tokenizer.suffix)]
 
-    def decode(self, tags) -> list[set[Span]]:
+    def decode(self, tags: Any) -> list[set[Span]]:
         """The spans of each sentence from predicted tags, an integer array (pieces, tokens, 2)."""
         found: list[set[Span]] = [set() for _ in self.sentences]
         for (index, offsets), feature, piece_tags in zip(self.origins, self.features, tags, strict=True):
@@ -106,7 +111,7 @@ class EncodedSentences(torch.utils.data.Dataset):
         return self.decode([torch.tensor(feature["labels"]).reshape(-1, 2).numpy() for feature in self.features])
 
 
-def collate(features: list[dict], pad_id: int) -> dict[str, torch.Tensor]:
+def collate(features: list[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
     """Pads a batch to its longest piece: token ids and mask (B, T), labels (B, T, 2) with IGNORE at the padding."""
     width = max(len(feature["input_ids"]) for feature in features)
     input_ids = torch.full((len(features), width), pad_id)

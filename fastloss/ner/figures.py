@@ -4,8 +4,10 @@ import io
 import re
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -14,17 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fastloss.ner.diagnosis import NONE
+from fastloss.ner.losses import KINDS
 
 # Stand-ins that an inline SVG has replaced by the page's own colours, so that light and dark both work.
 INK, GRID = "#010203", "#030201"
-COLOURS = {
-    "ce": "#2f7fc1",
-    "lsr": "#e69f00",
-    "focal": "#009e73",
-    "ghmc": "#d55e00",
-    "ghmc:bins=30,momentum=0.9": "#c173b0",
-}
-OTHERS = ("#8a6d3b", "#5b8c2a", "#7a6fd0", "#c0392b", "#2aa5a0", "#9a9a3c")
+# For losses with settings of their own; those without have theirs in the list of losses.
+OTHERS = ("#c0392b", "#8a6d3b", "#5b8c2a", "#7a6fd0", "#c173b0", "#2aa5a0", "#9a9a3c")
 WIDTH = 5.2
 # The weights of every loss, and of every report, on one scale.
 WEIGHTS = (1e-3, 1e3)
@@ -51,7 +48,7 @@ STYLE = {
 
 def colour(loss: str) -> str:
     """A loss has the same colour in every figure of every report."""
-    return COLOURS.get(loss) or OTHERS[zlib.crc32(loss.encode()) % len(OTHERS)]
+    return KINDS[loss].colour if loss in KINDS else OTHERS[zlib.crc32(loss.encode()) % len(OTHERS)]
 
 
 def svg(figure: Figure) -> str:
@@ -68,10 +65,10 @@ def standalone(element: str) -> str:
     return element.replace("<svg", '<svg style="background: #fff; color: #222; --grid: #ddd"', 1)
 
 
-def drawing(draw: Callable) -> Callable:
+def drawing(draw: Callable[..., Any]) -> Callable[..., Any]:
     """A figure in our style, which pyplot does not keep."""
 
-    def styled(*arguments) -> Figure:
+    def styled(*arguments: Any) -> Figure:
         with plt.rc_context(STYLE):
             figure = draw(*arguments)
             plt.close(figure)
@@ -80,18 +77,18 @@ def drawing(draw: Callable) -> Callable:
     return styled
 
 
-def by_loss(results: list[dict]) -> dict[str, list[dict]]:
+def by_loss(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return {loss: [r for r in results if r["loss"] == loss] for loss in dict.fromkeys(r["loss"] for r in results)}
 
 
-def curves(runs: list[dict], field: str) -> np.ndarray:
+def curves(runs: list[dict[str, Any]], field: str) -> np.ndarray:
     """One row a seed, one column an epoch; the runs may have different lengths."""
     rows = [[epoch[field] for epoch in run["epochs"]] for run in runs]
     longest = max(map(len, rows))
     return np.array([row + [None] * (longest - len(row)) for row in rows], dtype=float)
 
 
-def draw_band(axes, values: np.ndarray, **line) -> None:
+def draw_band(axes: Axes, values: np.ndarray, **line: Any) -> None:
     """The mean over the seeds that got so far, and their range."""
     values = np.ma.masked_invalid(values)
     epochs = np.arange(1, values.shape[1] + 1)
@@ -101,7 +98,7 @@ def draw_band(axes, values: np.ndarray, **line) -> None:
 
 
 @drawing
-def f1_curves(results: list[dict], summary: dict) -> Figure:
+def f1_curves(results: list[dict[str, Any]], summary: dict[str, Any]) -> Figure:
     figure, axes = plt.subplots(figsize=(WIDTH, 3.4))
     for loss, runs in by_loss(results).items():
         state = summary["losses"][loss]["curve"]
@@ -112,7 +109,7 @@ def f1_curves(results: list[dict], summary: dict) -> Figure:
     return figure
 
 
-def small_multiples(count: int, height: float = 1.7):
+def small_multiples(count: int, height: float = 1.7) -> tuple[Figure, Any]:
     """Axes two in a row; those that are too many are hidden."""
     rows = -(-count // 2)
     figure, axes = plt.subplots(rows, 2, figsize=(WIDTH, height * rows + 0.5), squeeze=False)
@@ -122,7 +119,7 @@ def small_multiples(count: int, height: float = 1.7):
 
 
 @drawing
-def loss_curves(results: list[dict]) -> Figure:
+def loss_curves(results: list[dict[str, Any]]) -> Figure:
     groups = by_loss(results)
     figure, axes = small_multiples(len(groups))
     for (loss, runs), panel in zip(groups.items(), axes, strict=False):
@@ -147,13 +144,13 @@ def dot_plot(rows: list[tuple[str, float, float, float, str]], title: str, label
 
 
 @drawing
-def f1_intervals(summary: dict) -> Figure:
+def f1_intervals(summary: dict[str, Any]) -> Figure:
     rows = [(n, v["f1"]["mean"], v["f1"]["low"], v["f1"]["high"], colour(n)) for n, v in summary["losses"].items()]
     return dot_plot(rows, "Dev F1, mean over seeds and 95% interval", "micro F1")
 
 
 @drawing
-def differences(summary: dict) -> Figure:
+def differences(summary: dict[str, Any]) -> Figure:
     base = next(iter(summary["losses"]))
     rows = [
         (pair["b"], *(-100 * pair[key] for key in ("difference", "high", "low")), colour(pair["b"]))
@@ -165,7 +162,7 @@ def differences(summary: dict) -> Figure:
     return figure
 
 
-def heatmap(axes, values: np.ndarray, form: str, cmap: str = "viridis") -> None:
+def heatmap(axes: Axes, values: np.ndarray, form: str, cmap: str = "viridis") -> None:
     axes.imshow(values, aspect="auto", cmap=cmap, vmin=0, vmax=max(float(np.nanmax(values)), 1e-9))
     bright = values > 0.6 * np.nanmax(values)
     for row, column in np.ndindex(values.shape):
@@ -175,7 +172,7 @@ def heatmap(axes, values: np.ndarray, form: str, cmap: str = "viridis") -> None:
 
 
 @drawing
-def type_heatmap(summary: dict) -> Figure:
+def type_heatmap(summary: dict[str, Any]) -> Figure:
     """F1 by type, the types in the order of their support: where a loss helps the rare ones it shows on the right."""
     losses, support = summary["losses"], summary["support"]
     values = np.array([[losses[loss]["types"][type_]["f1"]["mean"] for loss in losses] for type_ in support])
@@ -188,7 +185,7 @@ def type_heatmap(summary: dict) -> Figure:
 
 
 @drawing
-def error_bars(summary: dict) -> Figure:
+def error_bars(summary: dict[str, Any]) -> Figure:
     losses = summary["losses"]
     kinds = list(next(iter(losses.values()))["errors"])
     figure, axes = plt.subplots(figsize=(WIDTH, 0.34 * len(losses) + 1.5))
@@ -206,7 +203,7 @@ def error_bars(summary: dict) -> Figure:
 
 
 @drawing
-def confusion(result: dict) -> Figure:
+def confusion(result: dict[str, Any]) -> Figure:
     found = {name for *pair, _ in result["errors"]["confusion"] for name in pair}
     names = [*sorted(found - {NONE}), NONE]
     counts = np.zeros((len(names), len(names)), dtype=int)
@@ -222,7 +219,7 @@ def confusion(result: dict) -> Figure:
 
 
 @drawing
-def gradient_norms(results: list[dict]) -> Figure:
+def gradient_norms(results: list[dict[str, Any]]) -> Figure:
     groups = by_loss(results)
     figure, axes = small_multiples(len(groups))
     for (loss, runs), panel in zip(groups.items(), axes, strict=False):
@@ -243,7 +240,7 @@ def bin_centres(count: int) -> np.ndarray:
 
 
 @drawing
-def effective_gradient(results: list[dict]) -> Figure:
+def effective_gradient(results: list[dict[str, Any]]) -> Figure:
     """What a loss makes of a decision's gradient, cross entropy being 1; dots have the area of their count."""
     figure, axes = plt.subplots(figsize=(WIDTH, 3.6))
     for loss, runs in by_loss(results).items():
@@ -261,7 +258,7 @@ def effective_gradient(results: list[dict]) -> Figure:
 
 
 @drawing
-def bin_weights(results: list[dict]) -> Figure:
+def bin_weights(results: list[dict[str, Any]]) -> Figure:
     """The weight that the batches give the same gradient norm, one after another: what makes GHM-C's gradient noisy."""
     groups = by_loss(results)
     figure, axes = small_multiples(len(groups))
@@ -278,7 +275,7 @@ def bin_weights(results: list[dict]) -> Figure:
 
 
 @drawing
-def reliability(results: list[dict]) -> Figure:
+def reliability(results: list[dict[str, Any]]) -> Figure:
     figure, axes = plt.subplots(figsize=(WIDTH, 3.4))
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
     for loss, runs in by_loss(results).items():

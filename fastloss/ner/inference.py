@@ -1,5 +1,7 @@
 """Applies a trained model to sentences, and saves and loads models."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from fastloss.ner.tokens import TextTokenizer, load_tokenizer
 
 def is_main_process() -> bool:
     """True outside torchrun and on its first rank, the one that prints and writes."""
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def quieten() -> None:
@@ -24,7 +26,9 @@ def quieten() -> None:
 
 
 @torch.no_grad()
-def run_batches(model: TwoPointerModel, data: EncodedSentences, batch_size: int = 64):
+def run_batches(
+    model: TwoPointerModel, data: EncodedSentences, batch_size: int = 64
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yields the logits (B, T, 2, K) and labels (B, T, 2) of each batch, on the CPU and in order."""
     model.eval()
     for first in range(0, len(data), batch_size):

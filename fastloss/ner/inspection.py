@@ -1,6 +1,6 @@
 """What a corpus holds and what may go wrong with it: counts, rare types, spans and tokens that get lost, duplicates."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from fastloss.ner.data import Corpus, Sentence, Span, count_types, surfaces, types_of
 from fastloss.ner.encode import EncodedSentences
@@ -68,8 +68,8 @@ def describe_tokens(encoded: EncodedSentences, settings: Settings) -> list[str]:
     held = sum(
         len(found.intersection(s.spans)) for s, found in zip(encoded.sentences, encoded.round_trip(), strict=True)
     )
-    pieces = [index for index, _ in encoded.origins]
-    cut = sum(pieces.count(index) > 1 for index in set(pieces)) if len(set(pieces)) < len(pieces) else 0
+    pieces = Counter(index for index, _ in encoded.origins)
+    cut = sum(count > 1 for count in pieces.values())
     facts = [f"{encoded.unknown_share():.2%} of the tokens are unknown to the tokenizer"]
     if cut:
         facts.append(f"{cut} texts are longer than {settings.max_length} tokens and are cut into pieces")

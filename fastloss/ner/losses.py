@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +20,21 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Kind:
-    """A class of fastloss, the options it is compared with, and the option that a bare value sets."""
+    """A class of fastloss, its colour in the figures, the options it is compared with, and what a bare value sets."""
 
     title: str
     module: str
-    options: dict = field(default_factory=dict)
+    colour: str
+    options: dict[str, Any] = field(default_factory=dict)
     bare: str | None = None
 
 
 KINDS = {
-    "ce": Kind("cross entropy", "CrossEntropyLoss"),
-    "lsr": Kind("cross entropy", "CrossEntropyLoss", {"label_smoothing": 0.1}, "label_smoothing"),
-    "focal": Kind("focal", "FocalLoss", {"gamma": 2.0}, "gamma"),
-    "ghmc": Kind("GHM-C", "GHMCLoss", {"bins": 10}, "bins"),
+    "ce": Kind("cross entropy", "CrossEntropyLoss", "#2f7fc1"),
+    "lsr": Kind("cross entropy", "CrossEntropyLoss", "#e69f00", {"label_smoothing": 0.1}, "label_smoothing"),
+    "focal": Kind("focal", "FocalLoss", "#009e73", {"gamma": 2.0}, "gamma"),
+    "poly": Kind("poly-1", "PolyLoss", "#56b4e9", {"epsilon": 1.0}, "epsilon"),
+    "ghmc": Kind("GHM-C", "GHMCLoss", "#d55e00", {"bins": 10}, "bins"),
 }
 # The article's four, and GHM-C with the settings that steady its weights.
 DEFAULT_LOSSES = ("ce", "lsr", "focal", "ghmc", "ghmc:bins=30,momentum=0.9")
@@ -44,7 +47,7 @@ class Loss:
     name: str
     title: str
     path: str
-    options: dict
+    options: dict[str, Any]
 
     @property
     def slug(self) -> str:
@@ -71,7 +74,7 @@ def parse_loss(spec: str) -> Loss:
     return loss
 
 
-def parse_options(spec: str, text: str, bare: str | None) -> dict:
+def parse_options(spec: str, text: str, bare: str | None) -> dict[str, Any]:
     options = {}
     for item in filter(None, text.split(",")):
         name, equals, value = item.partition("=")
@@ -86,7 +89,7 @@ def parse_options(spec: str, text: str, bare: str | None) -> dict:
     return options
 
 
-def describe(title: str, options: dict) -> str:
+def describe(title: str, options: dict[str, Any]) -> str:
     return ", ".join([title, *(f"{name.replace('_', ' ')} {value}" for name, value in options.items())])
 
 
@@ -105,7 +108,7 @@ def try_out(loss: Loss) -> None:
 class SumOfMean(nn.Module):
     """Makes the sum over the decisions of a loss that returns their mean."""
 
-    def __init__(self, mean: nn.Module):
+    def __init__(self, mean: nn.Module) -> None:
         super().__init__()
         self.mean = mean
 

@@ -1,20 +1,21 @@
 """Everything that is known about a trained model, as one JSON-ready record."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from fastloss.ner.diagnosis import calibration, errors, gradient_norms, head_scores
-from fastloss.ner.encode import IGNORE, EncodedSentences
+from fastloss.ner.encode import EncodedSentences
 from fastloss.ner.inference import predict, run_batches
-from fastloss.ner.losses import Loss, make_criterion
+from fastloss.ner.losses import IGNORE, Loss, make_criterion
 from fastloss.ner.metrics import evaluate_spans, micro_f1, sentence_counts
 from fastloss.ner.train import Run, Settings
 
 
-def measure(run: Run) -> dict:
+def measure(run: Run) -> dict[str, Any]:
     """Scores on dev with all that explains them; the F1 on as many training sentences shows over- and underfitting."""
     dev, types = run.dev_set.sentences, run.model.config.types
     batches = list(run_batches(run.model, run.dev_set))
@@ -37,7 +38,7 @@ def measure(run: Run) -> dict:
     }
 
 
-def time_loss(loss: Loss, train_set: EncodedSentences, settings: Settings) -> dict:
+def time_loss(loss: Loss, train_set: EncodedSentences, settings: Settings) -> dict[str, Any]:
     """Seconds a training step spends in the loss: both heads, forward and backward, on an average batch's logits."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = round(settings.batch_size * np.mean([len(feature["input_ids"]) for feature in train_set.features]))
@@ -49,7 +50,9 @@ def time_loss(loss: Loss, train_set: EncodedSentences, settings: Settings) -> di
     return {"rows": rows, "classes": classes, "seconds": time_step(criteria, logits, target)}
 
 
-def time_step(criteria: list[Callable], logits: list[torch.Tensor], target: torch.Tensor, repeats: int = 50) -> float:
+def time_step(
+    criteria: Sequence[Callable[..., Any]], logits: list[torch.Tensor], target: torch.Tensor, repeats: int = 50
+) -> float:
     """The median over repeats."""
 
     def step() -> float:

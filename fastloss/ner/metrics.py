@@ -1,6 +1,7 @@
 """Span scores: micro F1, per type, CLUENER's official score, and a paired bootstrap between losses."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from fastloss.ner.data import Sentence, Span, surfaces
 # Counts are triples (correct, predicted, gold).
 
 
-def f1_score(correct, predicted, gold):
+def f1_score(correct: Any, predicted: Any, gold: Any) -> Any:
     """2 · correct / (predicted + gold), and 0 where there is nothing to find and nothing was found."""
     return 2 * correct / np.maximum(predicted + gold, 1)
 
@@ -27,7 +28,7 @@ def micro_f1(sentences: list[Sentence], predictions: list[set[Span]]) -> float:
     return float(f1_score(*sentence_counts(sentences, predictions).sum(0)))
 
 
-def score(counts: np.ndarray) -> dict:
+def score(counts: np.ndarray) -> dict[str, Any]:
     """Precision, recall, F1 and support of one (correct, predicted, gold) triple."""
     correct, predicted, gold = (int(count) for count in counts)
     return {
@@ -38,7 +39,9 @@ def score(counts: np.ndarray) -> dict:
     }
 
 
-def type_scores(sentences: list[Sentence], predictions: list[set[Span]], types: Sequence[str]) -> dict[str, dict]:
+def type_scores(
+    sentences: list[Sentence], predictions: list[set[Span]], types: Sequence[str]
+) -> dict[str, dict[str, Any]]:
     def of_type(sentence: Sentence, predicted: set[Span], type_: str) -> tuple[Sentence, set[Span]]:
         spans = tuple(span for span in sentence.spans if span.type == type_)
         return Sentence(sentence.text, spans), {span for span in predicted if span.type == type_}
@@ -62,7 +65,7 @@ def official_score(sentences: list[Sentence], predictions: list[set[Span]], type
     return float(np.mean([f1_score(*row) for row in counts.values()]))
 
 
-def evaluate_spans(sentences: list[Sentence], predictions: list[set[Span]], types: Sequence[str]) -> dict:
+def evaluate_spans(sentences: list[Sentence], predictions: list[set[Span]], types: Sequence[str]) -> dict[str, Any]:
     """All scores of a set of predictions; `micro` is the F1 of the article's table."""
     return {
         "micro": score(sentence_counts(sentences, predictions).sum(0)),
@@ -86,7 +89,7 @@ def draw_weights(seeds: int, sentences: int, samples: int, seed: int) -> tuple[n
 
 def interval(counts: np.ndarray, samples: int = 2_000, seed: int = 0) -> tuple[float, float]:
     """The 95% interval of the F1 averaged over the seeds, sentences and seeds drawn anew."""
-    values = resample(counts, *draw_weights(*counts.shape[:2], samples, seed))
+    values = resample(counts, *draw_weights(len(counts), counts.shape[1], samples, seed))
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 

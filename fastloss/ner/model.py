@@ -1,5 +1,8 @@
 """The two-pointer model: an encoder, a head that tags where entities start and a head that tags where they end."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, BertConfig, PretrainedConfig, PreTrainedModel
@@ -13,7 +16,15 @@ class TwoPointerConfig(PretrainedConfig):
 
     model_type = "fastloss_two_pointer"
 
-    def __init__(self, encoder: dict | None = None, types=(), piece_length=128, characters=True, dropout=0.1, **others):
+    def __init__(
+        self,
+        encoder: dict[str, Any] | None = None,
+        types: Sequence[str] = (),
+        piece_length: int = 128,
+        characters: bool = True,
+        dropout: float = 0.1,
+        **others: Any,
+    ) -> None:
         self.encoder = encoder or {"model_type": "bert"}
         self.types = list(types)
         self.piece_length = piece_length
@@ -30,7 +41,7 @@ class TwoPointerModel(PreTrainedModel):
     # give the mean over all of them.
     accepts_loss_kwargs = True
 
-    def __init__(self, config: TwoPointerConfig):
+    def __init__(self, config: TwoPointerConfig) -> None:
         super().__init__(config)
         self.encoder = AutoModel.from_config(AutoConfig.for_model(**config.encoder))
         # A pooler gets no gradient, which DistributedDataParallel refuses.

@@ -3,9 +3,10 @@
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 MINUTE = 60
 
@@ -13,7 +14,7 @@ MINUTE = 60
 class Progress:
     """The clock over all runs; the time left goes by the runs that were trained."""
 
-    def __init__(self, runs: int, upper_bound: bool = False):
+    def __init__(self, runs: int, upper_bound: bool = False) -> None:
         self.runs = runs
         self.run = 0
         self.trained = 0
@@ -48,7 +49,7 @@ def duration(seconds: float) -> str:
 class RunLines(TrainerCallback):
     """One run's bar and lines, and the seconds that its steps take, evaluation left out."""
 
-    def __init__(self, progress: Progress, label: str):
+    def __init__(self, progress: Progress, label: str) -> None:
         self.progress = progress
         self.label = label
         self.bar = None
@@ -60,15 +61,15 @@ class RunLines(TrainerCallback):
         tqdm.write(text, file=sys.stderr)
         self.last_line = time.monotonic()
 
-    def on_epoch_begin(self, args, state, control, **_):
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
             steps = int(state.max_steps // args.num_train_epochs)
             self.bar = tqdm(total=steps, desc=self.label, leave=False, disable=not sys.stderr.isatty())
 
-    def on_step_begin(self, args, state, control, **_):
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.step_began = time.perf_counter()
 
-    def on_step_end(self, args, state, control, **_):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.step_seconds += time.perf_counter() - self.step_began
         if self.bar is not None:
             self.bar.update()
@@ -77,7 +78,9 @@ class RunLines(TrainerCallback):
                 share = state.global_step / state.max_steps
                 self.say(f"{self.label}  step {state.global_step}  {self.progress.left(share)}")
 
-    def on_evaluate(self, args, state, control, metrics, **_):
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any, **_: Any
+    ) -> None:
         if self.bar is not None:
             self.bar.close()
             train_loss = next(entry["loss"] for entry in reversed(state.log_history) if "loss" in entry)

@@ -4,10 +4,12 @@ import os
 import platform
 import re
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import torch
 from markupsafe import Markup, escape
+from matplotlib.figure import Figure
 
 import fastloss
 from fastloss.ner import figures
@@ -39,7 +41,7 @@ ARTICLE_NOTE = "The article's table: bert-base-chinese on CLUENER, one run, seed
 Table = tuple[list[str], list[list[str]]]
 
 
-def type_table(summary: dict) -> Table:
+def type_table(summary: dict[str, Any]) -> Table:
     """F1 per type and loss, mean over seeds; ± the deviation of F1 where there is one."""
     types = sorted(next(iter(summary["losses"].values()))["types"])
     rows = [
@@ -49,7 +51,7 @@ def type_table(summary: dict) -> Table:
     return ["loss", *types, "F1"], rows
 
 
-def article_table(summary: dict) -> Table | None:
+def article_table(summary: dict[str, Any]) -> Table | None:
     """The article's rows, where the data is the article's."""
     if not summary["cluener"]:
         return None
@@ -57,12 +59,12 @@ def article_table(summary: dict) -> Table | None:
     return ["loss", *ARTICLE_TYPES, "F1"], [[name, *(f"{cell:.4f}" for cell in ARTICLE[name])] for name in known]
 
 
-def article_note(summary: dict) -> str:
+def article_note(summary: dict[str, Any]) -> str:
     tiny = summary["settings"]["encoder"] == "tiny"
     return ARTICLE_NOTE + ("; another encoder than above." if tiny else ".")
 
 
-def overall_table(summary: dict) -> Table:
+def overall_table(summary: dict[str, Any]) -> Table:
     header = ["loss", "F1", "95% interval", "precision", "recall", "train F1", "ECE", "curve", "epochs"]
     if summary["cluener"]:
         header.insert(3, "official")
@@ -75,7 +77,7 @@ def overall_table(summary: dict) -> Table:
     return header, rows
 
 
-def verdict_table(summary: dict) -> Table:
+def verdict_table(summary: dict[str, Any]) -> Table:
     rows = [
         [
             pair["a"],
@@ -90,7 +92,7 @@ def verdict_table(summary: dict) -> Table:
     return ["ahead", "behind", "points of F1", "95% interval", "adjusted p", f"verdict ({budget(summary)})"], rows
 
 
-def detail_table(loss: dict, support: dict) -> Table:
+def detail_table(loss: dict[str, Any], support: dict[str, Any]) -> Table:
     keys = ("precision", "recall", "f1")
     rows = [
         [type_, *(f"{scores[key]['mean']:.4f}" for key in keys), str(support.get(type_, 0))]
@@ -99,7 +101,7 @@ def detail_table(loss: dict, support: dict) -> Table:
     return ["type", "precision", "recall", "F1", "support"], rows
 
 
-def error_table(summary: dict) -> Table:
+def error_table(summary: dict[str, Any]) -> Table:
     losses = summary["losses"]
     kinds = list(next(iter(losses.values()))["errors"])
     rows = [
@@ -113,7 +115,7 @@ def error_table(summary: dict) -> Table:
     return ["loss", *kinds, "F1 of the start head", "of the end head"], rows
 
 
-def noise_table(results: list[dict]) -> Table:
+def noise_table(results: list[dict[str, Any]]) -> Table:
     """The gradient's noise after one epoch, and the range of the outliers' weights at the end, over batches."""
     rows = []
     for name, runs in figures.by_loss(results).items():
@@ -129,18 +131,18 @@ def noise_table(results: list[dict]) -> Table:
     return ["loss", "noise to signal", "weight at g ≥ 0.95, batch by batch"], rows
 
 
-def plus_minus(value: dict) -> str:
+def plus_minus(value: dict[str, Any]) -> str:
     return f"{value['mean']:.4f}" + (f" ± {value['std']:.4f}" if value["std"] is not None else "")
 
 
-def terminal_table(summary: dict) -> str:
+def terminal_table(summary: dict[str, Any]) -> str:
     """The losses' rows and, for CLUENER, the article's below them."""
     header, ours = type_table(summary)
     article = article_table(summary)
     theirs = article[1] if article else []
     widths = [max(len(row[column]) for row in [header, *ours, *theirs]) for column in range(len(header))]
 
-    def line(row):
+    def line(row: list[str]) -> str:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
         return "  ".join(cells)
 
@@ -155,7 +157,7 @@ def markdown_table(table: Table) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def time_sentence(results: list[dict], summary: dict) -> str:
+def time_sentence(results: list[dict[str, Any]], summary: dict[str, Any]) -> str:
     losses = summary["losses"].values()
     times = [1e6 * loss["loss_seconds"]["mean"] for loss in losses]
     steps = [1e3 * loss["step"]["mean"] for loss in losses]
@@ -166,7 +168,7 @@ def time_sentence(results: list[dict], summary: dict) -> str:
     )
 
 
-def draw(results: list[dict], summary: dict) -> dict[str, figures.Figure]:
+def draw(results: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Figure]:
     """Every figure of the report by its name."""
     drawn = {"f1": figures.f1_curves(results, summary), "intervals": figures.f1_intervals(summary)}
     if len(summary["losses"]) > 1:
@@ -189,7 +191,7 @@ def breakable(name: str) -> Markup:
     return Markup(re.sub("([:,])", r"\1<wbr>", str(escape(name))))
 
 
-def mark_up(text: str, spans: list) -> list[tuple[str, str]]:
+def mark_up(text: str, spans: list[Any]) -> list[tuple[str, str]]:
     """The text in pieces (text, type or nothing), for one colour per mention; of nested spans the outer one."""
     pieces, end = [], 0
     for type_, start, last in sorted(spans, key=lambda span: (span[1], -span[2])):
@@ -199,7 +201,7 @@ def mark_up(text: str, spans: list) -> list[tuple[str, str]]:
     return [(piece, type_) for piece, type_ in [*pieces, (text[end:], "")] if piece]
 
 
-def write_report(results: list[dict], summary: dict, out: Path, data: str, command: str) -> None:
+def write_report(results: list[dict[str, Any]], summary: dict[str, Any], out: Path, data: str, command: str) -> None:
     """Writes report.html, which needs no other file, report.md with its figures beside it, and report.json."""
     drawn = {name: figures.svg(figure) for name, figure in draw(results, summary).items()}
     machine = {
@@ -252,7 +254,7 @@ def write_report(results: list[dict], summary: dict, out: Path, data: str, comma
         (out / name).write_text(text, encoding="utf-8")
 
 
-def raising_sentence(results: list[dict]) -> str:
+def raising_sentence(results: list[dict[str, Any]]) -> str:
     """What GHM-C does with outliers, where it was compared: the paper says that it damps them."""
     heaviest = {}
     for name, runs in figures.by_loss(results).items():

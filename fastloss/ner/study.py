@@ -1,7 +1,7 @@
 """The losses against label noise (GHM-C's and smoothing's claim) and imbalance (focal's), on the builtin corpus."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,38 +32,40 @@ def study_corpora(noises: list[float], kept: list[float]) -> dict[Condition, Cor
     return {c: thin(generate(label_noise=c.noise), c.kept) for c in conditions}
 
 
-def rare_f1(result: dict) -> float:
+def rare_f1(result: dict[str, Any]) -> float:
     """The mean F1 of the types that were thinned."""
     return float(np.mean([result["metrics"]["types"][type_]["f1"] for type_ in RARE]))
 
 
-def f1_with_interval(results: list[dict]) -> tuple[float, float, float]:
+def f1_with_interval(results: list[dict[str, Any]]) -> tuple[float, float, float]:
     counts = np.array([result["sentence_counts"] for result in results])
     return (float(np.mean(f1_score(*counts.sum(1).T))), *interval(counts))
 
 
-def rare_with_range(results: list[dict]) -> tuple[float, float, float]:
+def rare_with_range(results: list[dict[str, Any]]) -> tuple[float, float, float]:
     scores = [rare_f1(result) for result in results]
     return float(np.mean(scores)), min(scores), max(scores)
 
 
-def sweep(results: dict[Condition, list[dict]], conditions: list[Condition], value) -> dict[str, list[tuple]]:
+def sweep(
+    results: dict[Condition, list[dict[str, Any]]], conditions: list[Condition], value: Any
+) -> dict[str, list[tuple[Any, ...]]]:
     """Per loss a row (place, mean, low, high) for each condition."""
-    rows: dict[str, list[tuple]] = {}
+    rows: dict[str, list[tuple[Any, ...]]] = {}
     for place, condition in enumerate(conditions):
         for loss, runs in figures.by_loss(results[condition]).items():
             rows.setdefault(loss, []).append((place, *value(runs)))
     return rows
 
 
-def sweep_table(rows: dict[str, list[tuple]], ticks: list[str]) -> str:
+def sweep_table(rows: dict[str, list[tuple[Any, ...]]], ticks: list[str]) -> str:
     cells = [
         [loss, *(f"{mean:.3f} ({low:.3f} to {high:.3f})" for _, mean, low, high in row)] for loss, row in rows.items()
     ]
     return markdown_table((["loss", *ticks], cells))
 
 
-def write_study(results: dict[Condition, list[dict]], out: Path, command: str) -> str:
+def write_study(results: dict[Condition, list[dict[str, Any]]], out: Path, command: str) -> str:
     """Writes study.md, study.json and a figure for each sweep into `out`; returns the tables."""
     noisy = sorted(c for c in results if c.kept == 1.0)
     thinned = sorted((c for c in results if c.noise == 0.0), key=lambda c: -c.kept)

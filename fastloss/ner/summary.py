@@ -1,6 +1,7 @@
 """Sums up the runs: means and intervals, which differences are more than chance, and whether they are settled."""
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ FLAT = 0.005
 FEWEST_EPOCHS = 4
 
 
-def curve_state(result: dict) -> str:
+def curve_state(result: dict[str, Any]) -> str:
     """flat, rising, or too short to tell.
 
     A run until flat is flat where its patience ended it and rising where the ceiling did. Else the best F1 of the last
@@ -29,7 +30,7 @@ def curve_state(result: dict) -> str:
     return "rising" if max(scores[-last:]) - max(scores[:-last]) > FLAT else "flat"
 
 
-def summarize(results: list[dict], corpus: Corpus) -> dict:
+def summarize(results: list[dict[str, Any]], corpus: Corpus) -> dict[str, Any]:
     """Per loss the means over seeds, and for every two losses whether they differ."""
     losses = list(dict.fromkeys(result["loss"] for result in results))
     runs = {loss: [result for result in results if result["loss"] == loss] for loss in losses}
@@ -51,8 +52,8 @@ def summarize(results: list[dict], corpus: Corpus) -> dict:
     return summary | {"pairs": pairs}
 
 
-def summarize_loss(runs: list[dict], counts: np.ndarray) -> dict:
-    def over_seeds(pick) -> dict:
+def summarize_loss(runs: list[dict[str, Any]], counts: np.ndarray) -> dict[str, Any]:
+    def over_seeds(pick: Any) -> dict[str, Any]:
         values = [pick(run) for run in runs]
         deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
         return {"mean": float(np.mean(values)), "std": deviation}
@@ -89,7 +90,7 @@ def summarize_loss(runs: list[dict], counts: np.ndarray) -> dict:
     }
 
 
-def budget(summary: dict) -> str:
+def budget(summary: dict[str, Any]) -> str:
     settings = summary["settings"]
     seeds = plural(len(summary["seeds"]), "seed")
     return f"until flat, {seeds}" if settings["until_flat"] else f"{plural(settings['epochs'], 'epoch')}, {seeds}"
@@ -99,7 +100,7 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("s" if count != 1 else "")
 
 
-def verdicts(summary: dict) -> list[str]:
+def verdicts(summary: dict[str, Any]) -> list[str]:
     """One sentence per pair of losses, with its budget; none where no loss learnt anything."""
     sentences = []
     for pair in ordered_pairs(summary):
@@ -112,10 +113,10 @@ def verdicts(summary: dict) -> list[str]:
     return sentences
 
 
-def ordered_pairs(summary: dict) -> list[dict]:
+def ordered_pairs(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """The pairs with the better loss first."""
 
-    def turn(pair: dict) -> dict:
+    def turn(pair: dict[str, Any]) -> dict[str, Any]:
         if pair["difference"] >= 0:
             return pair
         turned = {"a": pair["b"], "b": pair["a"], "low": -pair["high"], "high": -pair["low"]}
@@ -124,7 +125,7 @@ def ordered_pairs(summary: dict) -> list[dict]:
     return [] if nothing_found(summary) else [turn(pair) for pair in summary["pairs"]]
 
 
-def judge(pair: dict, seeds: int) -> str:
+def judge(pair: dict[str, Any], seeds: int) -> str:
     if not pair["real"]:
         verdict = "may be chance"
     elif seeds > 1:
@@ -142,11 +143,11 @@ def signed(difference: float) -> str:
     return f"{100 * difference:+.1f}"
 
 
-def nothing_found(summary: dict) -> bool:
+def nothing_found(summary: dict[str, Any]) -> bool:
     return all(loss["f1"]["mean"] == 0 for loss in summary["losses"].values())
 
 
-def headline(summary: dict) -> str:
+def headline(summary: dict[str, Any]) -> str:
     """The whole comparison in a sentence: every loss against the first one."""
     losses = summary["losses"]
     if nothing_found(summary):

@@ -9,6 +9,8 @@ several types, with CLUENER's frequencies deciding, so no model can be right eve
 
 import random
 import re
+from collections.abc import Callable
+from typing import Any
 
 from fastloss.ner.data import Corpus, Sentence, Span
 
@@ -224,7 +226,7 @@ def thin(corpus: Corpus, share: float) -> Corpus:
     return corpus._replace(train=kept)
 
 
-def pick(rng: random.Random, *weighted):
+def pick(rng: random.Random, *weighted: Any) -> Any:
     """One of (weight, value) pairs."""
     return rng.choices([value for _, value in weighted], [weight for weight, _ in weighted])[0]
 
@@ -296,7 +298,7 @@ def government(rng: random.Random) -> str:
     )
 
 
-MAKERS = {
+MAKERS: dict[str, Callable[[random.Random], str]] = {
     "address": address,
     "book": lambda rng: f"《{title(rng)}》",
     "company": company,

@@ -1,6 +1,7 @@
 """Tokenizers and where each of their tokens lies in the text: an encoder's own, or one trained for a tiny model."""
 
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -19,7 +20,7 @@ class TextTokenizer:
     end anywhere, as text without spaces needs; else the tokenizer splits the text as it was trained to.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, characters: bool):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, characters: bool) -> None:
         self.tokenizer = tokenizer
         self.characters = characters
         self.pad_id = tokenizer.pad_token_id or 0
@@ -43,7 +44,7 @@ class TextTokenizer:
         encoded = self.tokenizer(words, is_split_into_words=self.characters, add_special_tokens=False)
         return [(list(e.ids), self.offsets(e, text)) for e, text in zip(encoded.encodings, texts, strict=True)]
 
-    def offsets(self, encoding, text: str) -> list[tuple[int, int]]:
+    def offsets(self, encoding: Any, text: str) -> list[tuple[int, int]]:
         if self.characters:
             return [(word, word + 1) for word in encoding.word_ids]
         return [trim(text, start, end) for start, end in encoding.offsets]
@@ -67,7 +68,7 @@ def train_tokenizer(sentences: list[Sentence], characters: bool) -> TextTokenize
     if characters:
         tokenizer = Tokenizer(models.WordLevel(unk_token=SPECIAL["unk_token"]))
         # Rare characters train [UNK], which unseen characters then use.
-        trainer = trainers.WordLevelTrainer(min_frequency=2, special_tokens=list(SPECIAL.values()))
+        trainer: Any = trainers.WordLevelTrainer(min_frequency=2, special_tokens=list(SPECIAL.values()))
         texts = (character for text in texts for character in text if character.isprintable() and character != " ")
     else:
         tokenizer = Tokenizer(models.WordPiece(unk_token=SPECIAL["unk_token"]))

@@ -6,12 +6,13 @@ import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -63,9 +64,9 @@ class Run:
     train_set: EncodedSentences
     dev_set: EncodedSentences
     loss: Loss
-    record: dict
+    record: dict[str, Any]
 
-    def batches(self, batch_size: int) -> list[dict]:
+    def batches(self, batch_size: int) -> list[dict[str, Any]]:
         return sample_batches(self.train_set, batch_size, partial(collate, pad_id=self.tokenizer.pad_id))
 
 
@@ -136,13 +137,13 @@ class UntilFlat(TrainerCallback):
     epochs on end are the end.
     """
 
-    def __init__(self, model: TwoPointerModel, held_set: EncodedSentences, settings: Settings):
+    def __init__(self, model: TwoPointerModel, held_set: EncodedSentences, settings: Settings) -> None:
         self.model, self.held_set, self.settings = model, held_set, settings
         self.scores: list[float] = []
         self.best: dict[str, torch.Tensor] = {}
         self.factor = 1.0
 
-    def schedule(self, optimizer, steps: int) -> LambdaLR:
+    def schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
         warmup = max(1, steps // self.settings.epochs) if self.settings.warmup else 1
         return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup) * self.factor)
 
@@ -152,9 +153,10 @@ class UntilFlat(TrainerCallback):
 
     @property
     def stale(self) -> int:
-        return len(self.scores) - self.best_epoch
+        """Epochs since the best one; until a first mention is found there is none."""
+        return len(self.scores) - self.best_epoch if max(self.scores) > 0 else 0
 
-    def on_epoch_end(self, args, state, control, **_):
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         tags = predict_tags(self.model, self.held_set)
         self.scores.append(micro_f1(self.held_set.sentences, self.held_set.decode(tags)))
         if self.stale == 0:
@@ -163,17 +165,17 @@ class UntilFlat(TrainerCallback):
             self.factor /= 2
         control.should_training_stop |= self.stale >= self.settings.patience
 
-    def on_train_end(self, args, state, control, **_):
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.model.load_state_dict(self.best)
 
 
 class EarlyProfile(TrainerCallback):
     """Looks at the gradient after the first epoch, when there is still something to learn."""
 
-    def __init__(self, run: Run, batch_size: int):
+    def __init__(self, run: Run, batch_size: int) -> None:
         self.run, self.batch_size = run, batch_size
 
-    def on_epoch_end(self, args, state, control, **_):
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if "early" not in self.run.record:
             self.run.record["early"] = profile(self.run, self.batch_size)
 
@@ -183,12 +185,12 @@ class GroupingTrainer(Trainer):
 
     until_flat: UntilFlat | None = None
 
-    def _get_train_sampler(self, train_dataset=None) -> LengthGroupedSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         return LengthGroupedSampler(
             self.args.train_batch_size * self.args.gradient_accumulation_steps, dataset=self.train_dataset
         )
 
-    def create_scheduler(self, num_training_steps: int, optimizer=None):
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         if self.until_flat is None:
             return super().create_scheduler(num_training_steps, optimizer)
         self.lr_scheduler = self.until_flat.schedule(optimizer or self.optimizer, num_training_steps)
@@ -248,7 +250,7 @@ def train(
     return run
 
 
-def profile(run: Run, batch_size: int) -> dict:
+def profile(run: Run, batch_size: int) -> dict[str, Any]:
     """`batch_profile` of the start head's loss, in training mode, without a trace in the run."""
     criterion = copy.deepcopy(run.model.criteria[0]).train()
     device = run.model.device
@@ -257,7 +259,7 @@ def profile(run: Run, batch_size: int) -> dict:
         return batch_profile(run.model, batches, criterion)
 
 
-def epochs(history: list[dict], held: list[float]) -> list[dict]:
+def epochs(history: list[dict[str, Any]], held: list[float]) -> list[dict[str, Any]]:
     """One row an epoch: losses, dev F1 and, where there is one, the held-out F1."""
     fits = [entry for entry in history if "loss" in entry]
     devs = [entry for entry in history if "eval_loss" in entry]

@@ -178,6 +178,7 @@ extern "C" int loss_row(const char* name) {{
   }}
   return -1;
 }}
+extern "C" const char* parameter_of(int row) {{ return {Table}::rows[row].parameter; }}
 extern "C" int loss(const Params* params, void* workspace) {{ return launch_{family}_loss(*params, workspace, 0); }}
 extern "C" int gradient_norms(const Params* params, const GradientNorms* norms, void* workspace) {{
   return launch_{family}_gradient_norms(*params, *norms, workspace, 0);
@@ -192,7 +193,7 @@ class Emulated:
     def __init__(self, ptxsim, source, Params):
         self.ptxsim = ptxsim
         includes, flags = [str(CSRC / "cuda")], ["--expt-relaxed-constexpr"]
-        self.lib = ptxsim.HostLib(source, arch="sm_80", includes=includes, flags=flags, std="c++20")
+        self.lib = ptxsim.HostLib(source, arch="sm_90", includes=includes, flags=flags, std="c++20")
         self.host = self.lib.lib
         assert self.host.params_bytes() == C.sizeof(Params), f"{Params.__name__} is not csrc/losses/params.h's"
         self.host.schedule_name.restype = C.c_char_p
@@ -233,9 +234,13 @@ class Emulated:
 class EmulatedLosses(Emulated):
     """What the softmax and the sigmoid losses have in common. Params: their struct of csrc/losses/params.h."""
 
+    def __init__(self, ptxsim, source, Params):
+        super().__init__(ptxsim, source, Params)
+        self.host.scratch_bytes.restype = C.c_size_t
+        self.host.parameter_of.restype = C.c_char_p
+
     def workspace(self, bins):
         """Uninitialised device memory: reading it before it is written is an error. Aligned, as torch allocates it."""
-        self.host.scratch_bytes.restype = C.c_size_t
         num_bytes = self.host.scratch_bytes(bins)
         return self.ptxsim.Out(torch.zeros(num_bytes, dtype=torch.uint8).numpy(), must_write=False)
 
@@ -260,6 +265,8 @@ class EmulatedLosses(Emulated):
         **options,
     ):
         """Completes params and runs the loss of that name; returns (loss, launches). extra: a tensor it reads, or None.
+
+        options: the loss's own parameter, by its name in the table, and the emulator's.
 
         The gradient is written to ``grad``, which may be the input, and what it is stored times to ``stored_scale``.
         """
@@ -286,6 +293,7 @@ class EmulatedLosses(Emulated):
                 memories += [running_histogram, num_updates]
         else:
             params.loss_row = self.host.loss_row(name.encode())
+            params.parameter = options.pop(self.host.parameter_of(params.loss_row).decode(), 0.0)
         workspace = self.workspace(params.ghm.bins)
         log = self.call("loss", C.byref(params), workspace, outputs=outputs, memories=memories, **options)
         return loss, log
@@ -332,23 +340,11 @@ extern "C" int schedule_code(const Params* params) {
         """The path of cross entropy."""
         return self.schedule(self.params(input, grad, torch.empty(input.shape[:1] + input.shape[2:])))
 
-    def loss(
-        self,
-        name,
-        input,
-        target,
-        weight=None,
-        *,
-        grad=None,
-        ignore_index=-100,
-        label_smoothing=0.0,
-        gamma=0.0,
-        **options,
-    ):
+    def loss(self, name, input, target, weight=None, *, grad=None, ignore_index=-100, **options):
         """name: the function's in the package; options and the result are run_loss's."""
         params = self.params(input, grad, target, ignore_index)
         weight = None if weight is None else weight.to(compute_type(input.dtype))
-        params.weight, params.parameter = address(weight), label_smoothing or gamma
+        params.weight = address(weight)
         return self.run_loss(name, params, input, target, weight, grad=grad, **options)
 
     def gradient_norms(self, input, target, bins=10, ignore_index=-100, **options):
@@ -376,10 +372,9 @@ class EmulatedSigmoid(EmulatedLosses):
             target_is_compute_type=target.dtype != input.dtype,
         )
 
-    def loss(self, name, input, target, mask=None, *, grad=None, alpha=-1.0, gamma=0.0, **settings):
+    def loss(self, name, input, target, mask=None, *, grad=None, alpha=-1.0, **settings):
         """name: the function's in the package; settings and the result are run_loss's."""
         params = self.params(input, grad, target, mask, alpha)
-        params.parameter = gamma
         return self.run_loss(name, params, input, target, mask, grad=grad, **settings)
 
     def gradient_norms(self, input, target, mask=None, bins=10, **options):

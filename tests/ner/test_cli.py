@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -128,8 +129,7 @@ def test_info_prints_every_entry(capsys):
 
 
 def test_python_m_fastloss_is_the_command():
-    root = Path(fastloss.__file__).parents[1]
-    done = subprocess.run([sys.executable, "-m", "fastloss", "info"], capture_output=True, text=True, cwd=root)
+    done = run_as_a_process("-m", "fastloss", "info")
     assert done.returncode == 0 and fastloss.__version__ in done.stdout, done.stderr
 
 
@@ -213,10 +213,17 @@ def test_a_truncated_model_is_one_sentence(model, tmp_path, capsys):
         assert "cannot be loaded" in refused(capsys, "predict", copy, __file__)
 
 
-def run_as_a_process(*arguments, **options):
-    root = Path(fastloss.__file__).parents[1]
+def run_as_a_process(*arguments, stdout=subprocess.PIPE, **options):
+    """Runs it to its end, or ends it with all that it started: torchrun's ranks would hold the pipes open for ever."""
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, stderr=subprocess.PIPE, text=True, cwd=root, timeout=200, **options)
+    options |= {"stderr": subprocess.PIPE, "text": True, "cwd": Path(fastloss.__file__).parents[1]}
+    with subprocess.Popen(command, stdout=stdout, start_new_session=True, **options) as process:
+        try:
+            out, err = process.communicate(timeout=200)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
@@ -231,7 +238,7 @@ def test_torchrun_shares_the_sentences_among_its_ranks_without_a_warning(small_d
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fastloss", "compare"]
     arguments = ["--data", small_directory, "--losses", "ce", "ghmc", "--seeds", 42, "--out", tmp_path, *FAST]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = run_as_a_process(*command, *arguments, stdout=subprocess.PIPE, env=environment)
+    done = run_as_a_process(*command, *arguments, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("epoch 1/1") == 2 and "arning" not in done.stderr, done.stderr
     assert done.stdout.count("Report:") == 1

@@ -229,6 +229,13 @@ def test_stopping_early_looks_at_held_out_sentences_and_keeps_their_best_epoch(s
     assert run.train_set.sentences == hold_out(small_corpus.train).train
 
 
+def test_patience_begins_with_the_first_mention_that_is_found():
+    until_flat = UntilFlat(None, None, replace(SETTINGS, until_flat=True))
+    for score, stale in ((0.0, 0), (0.0, 0), (0.0, 0), (0.2, 0), (0.1, 1), (0.2, 2), (0.3, 0)):
+        until_flat.scores.append(score)
+        assert until_flat.stale == stale
+
+
 def result_with(scores, until_flat=False, best=None, diverged=False):
     settings = {"until_flat": until_flat, "patience": 3}
     return {

@@ -31,6 +31,7 @@ def test_specs_set_the_options_of_the_functions(decisions):
         "focal:gamma=0": F.cross_entropy(*decisions, reduction="sum"),
         "focal": fastloss.focal_loss(*decisions, gamma=2.0, reduction="sum"),
         "focal:1": fastloss.focal_loss(*decisions, gamma=1.0, reduction="sum"),
+        "poly:epsilon=2": fastloss.poly_loss(*decisions, epsilon=2.0, reduction="sum"),
         "ghmc": fastloss.ghmc_loss(*decisions, bins=10, reduction="sum"),
         "ghmc:bins=30,normalizer=bins": fastloss.ghmc_loss(*decisions, bins=30, normalizer="bins", reduction="sum"),
         "torch.nn:CrossEntropyLoss:label_smoothing=0.1": F.cross_entropy(
@@ -69,7 +70,7 @@ def test_a_class_of_ones_own_that_returns_the_mean_is_summed(decisions, tmp_path
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("hinge", '"hinge" is no loss; it should be one of ce, lsr, focal, ghmc'),
+        ("hinge", '"hinge" is no loss; it should be one of ce, lsr, focal, poly, ghmc'),
         ("focal:gamma=-1", 'the loss "focal:gamma=-1" cannot be used: gamma is -1'),
         ("focal:gamma=x", "cannot be used"),
         ("ghmc:bin=3", "unexpected keyword argument 'bin'"),

@@ -45,9 +45,14 @@
   FASTLOSS_PRAGMA(clang attribute push(__attribute__((target(FASTLOSS_TARGET))), apply_to = function))
 #define FASTLOSS_END_KERNELS FASTLOSS_PRAGMA(clang attribute pop)
 #else
+#if FASTLOSS_LANES == 16
+#define FASTLOSS_GCC_TARGET FASTLOSS_TARGET, "prefer-vector-width=512"  // which is no target for clang
+#else
+#define FASTLOSS_GCC_TARGET FASTLOSS_TARGET
+#endif
 #define FASTLOSS_BEGIN_KERNELS      \
   FASTLOSS_PRAGMA(GCC push_options) \
-  FASTLOSS_PRAGMA(GCC target(FASTLOSS_TARGET))
+  FASTLOSS_PRAGMA(GCC target(FASTLOSS_GCC_TARGET))
 #define FASTLOSS_END_KERNELS FASTLOSS_PRAGMA(GCC pop_options)
 #endif
 

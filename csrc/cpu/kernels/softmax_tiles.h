@@ -37,6 +37,7 @@ struct SoftmaxTiles : SoftmaxBlock<T, Loss> {
                    if constexpr (Loss::smooths) w += weight_of(c);
                    V g = class_gradient<Loss>(of_tile, staged[c], target == M{} + ScalarOf<M>(c), w, scale);
                    if constexpr (Loss::smooths) g = select(valid, g, V{});  // else all its parts are 0
+                   (void)valid;
                    return g;
                  };
     };

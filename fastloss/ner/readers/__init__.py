@@ -61,7 +61,9 @@ def read_lines(path: Path | None, raw: bytes | None = None) -> list[str]:
     """
     name = path or "the standard input"
     try:
-        return (path.read_bytes() if raw is None else raw).decode("utf-8-sig").split("\n")
+        if path is not None:
+            raw = path.read_bytes()
+        return (raw or b"").decode("utf-8-sig").split("\n")
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:

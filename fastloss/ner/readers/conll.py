@@ -6,6 +6,7 @@ skipped. Words are joined by spaces, except where they are single characters of 
 
 import re
 from pathlib import Path
+from typing import Any
 
 from fastloss.ner.data import DataError, Sentence, Span, make_sentence
 from fastloss.ner.readers.jsonl import check_type
@@ -15,7 +16,8 @@ BEGINS, CONTINUES, CLOSES = "BSU", "IELM", "ELSU"
 
 
 def read(path: Path, lines: list[str], labelled: bool) -> list[Sentence]:
-    blocks, block = [], []
+    blocks = []
+    block: list[tuple[str, str]] = []
     for number, line in enumerate(lines, start=1):
         columns = line.split()
         if not columns:
@@ -55,7 +57,8 @@ def written_apart(blocks: list[list[tuple[str, str]]]) -> bool:
 
 def join(block: list[tuple[str, str]], gap: str) -> Sentence:
     """The text of a block's words, with the spans that its tags name."""
-    text, spans, open_span = "", [], None
+    text, open_span = "", None
+    spans: list[Any] = []
     for word, tag in block:
         text += gap * bool(text)
         start, end = len(text), len(text) + len(word) - 1

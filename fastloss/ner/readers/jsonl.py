@@ -8,6 +8,7 @@ called spans, entities or label.
 
 import json
 from pathlib import Path
+from typing import Any
 
 from fastloss.ner.data import DataError, Sentence, Span, make_sentence
 
@@ -56,7 +57,7 @@ def refuse_surrogates(text: str) -> str:
     return text
 
 
-def parse_surfaces(text: str, label: dict) -> set[Span]:
+def parse_surfaces(text: str, label: dict[str, Any]) -> set[Span]:
     """The spans of CLUENER's label object; each surface has to be what its offsets cover."""
     spans = set()
     for type_, surfaces in label.items():
@@ -77,7 +78,7 @@ def parse_surfaces(text: str, label: dict) -> set[Span]:
     return spans
 
 
-def parse_span(text: str, value) -> Span:
+def parse_span(text: str, value: Any) -> Span:
     """One span of a list of spans; its end is exclusive."""
     if isinstance(value, dict):
         value = [value.get("start"), value.get("end"), value.get("label", value.get("type"))]
@@ -104,5 +105,5 @@ def check_offsets(text: str, start: int, end: int, owner: str) -> None:
         )
 
 
-def is_offset_pair(value) -> bool:
+def is_offset_pair(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(type(number) is int for number in value)
