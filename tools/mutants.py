@@ -236,53 +236,55 @@ def write_sources(mutants):
     )
 
 
-def compile_all(mutants):
-    """Compiles them together; returns those that compile. What is no C++ is left out, and all is compiled again."""
-    compiling, linking = compile_commands()
-    waiting = list(COMPILED)
+def without_errors(mutants, checks):
+    """The mutants that are C++: those on lines with an error are left out, and all is checked again. checks: commands
+    of the compiler, with -fsyntax-only."""
     write_sources(mutants)
-    objects = {}
+    waiting = list(checks)
     while waiting:
-        source = waiting[0]
-        command = ["-O1" if word == "-O3" else word for word in compiling[source]]
-        objects[source] = BUILD / Path(source).with_suffix(".o").name
-        command[command.index("-o") + 1] = str(objects[source])
-        command[command.index("-c") + 1] = str(BUILD / source)
-        command = [word for i, word in enumerate(command) if word not in ("-MMD", "-MF") and command[i - 1] != "-MF"]
-        result = subprocess.run(
-            [*command, "-w", "-include", BUILD / "mutant.h"], cwd=ROOT, capture_output=True, text=True
-        )
+        result = subprocess.run(waiting[0], cwd=ROOT, capture_output=True, text=True)
         if result.returncode == 0:
             waiting.pop(0)
             continue
-        wrong = {
-            (str(Path(file).relative_to(BUILD)), int(line))
-            for file, line in re.findall(
-                rf"({re.escape(str(BUILD))}/[^:\s]*):(\d+):\d+: (?:fatal )?error", result.stderr
-            )
-        }
-        mentioned = {
-            (str(Path(os.path.normpath(file)).relative_to(BUILD)), int(line))
-            for file, line in re.findall(rf"({re.escape(str(BUILD))}/[^:\s]*):(\d+):\d+:", result.stderr)
-        }
-        wrong = {(os.path.normpath(file), line) for file, line in wrong}
-        left = [m for m in mutants if (m.file, m.line) not in wrong]
-        if len(left) == len(mutants):
-            left = [m for m in mutants if (m.file, m.line) not in mentioned]
-        if len(left) == len(mutants):  # a mutant in the declaration of a name that is missing now
+        path = rf"({re.escape(str(BUILD))}/[^:\s]*):(\d+):\d+:"
+        for pattern in (path + " (?:fatal )?error", path):  # the error's own line, else any line that it mentions
+            lines = {
+                (os.path.relpath(os.path.normpath(file), BUILD), int(line))
+                for file, line in re.findall(pattern, result.stderr)
+            }
+            left = [m for m in mutants if (m.file, m.line) not in lines]
+            if len(left) < len(mutants):
+                break
+        else:  # a name that is missing, since its declaration has a mutant
             missing = re.search(r"‘(\w+)’ was not declared", result.stderr)
             left = [m for m in mutants if not (missing and re.search(rf"\b{missing[1]}\b", m.before))]
-        if len(left) == len(mutants):
-            raise RuntimeError(result.stderr[-3000:])
-        print(f"{source}: {len(mutants) - len(left)} do not compile", flush=True)
+            if len(left) == len(mutants):
+                raise RuntimeError(result.stderr[-3000:])
+        print(f"{len(mutants) - len(left)} mutants are no C++", flush=True)
         mutants = left
         write_sources(mutants)
-        waiting = [*dict.fromkeys([*waiting, *objects])]
+        waiting = list(checks)
+    return mutants
+
+
+def compile_all(mutants):
+    """Compiles them together, and links them with the objects of the last build. Returns those that are C++."""
+    compiling, linking = compile_commands()
+    checks, builds, objects = [], [], {}
+    for source in COMPILED:
+        command = ["-O1" if word == "-O3" else word for word in compiling[source]]
+        command = [word for i, word in enumerate(command) if word not in ("-MMD", "-MF") and command[i - 1] != "-MF"]
+        objects[command[command.index("-o") + 1]] = target = str(BUILD / Path(source).with_suffix(".o").name)
+        command[command.index("-o") + 1] = target
+        command[command.index("-c") + 1] = str(BUILD / source)
+        builds.append([*command, "-w", "-include", str(BUILD / "mutant.h")])
+        checks.append([*builds[-1], "-fsyntax-only"])
+    mutants = without_errors(mutants, checks)
+    for command in builds:
+        subprocess.run(command, cwd=ROOT, check=True)
     subprocess.run(["c++", "-fPIC", "-c", BUILD / "mutant.cpp", "-o", BUILD / "mutant.o"], check=True)
-    output = str(BUILD / "libfastloss_ops.so")
-    link = [output if linking[i - 1] == "-o" else word for i, word in enumerate(linking)]
-    replaced = {str(Path(compiling[s][compiling[s].index("-o") + 1])): str(o) for s, o in objects.items()}
-    link = [replaced.get(word, word) for word in link]
+    link = [str(BUILD / "libfastloss_ops.so") if linking[i - 1] == "-o" else word for i, word in enumerate(linking)]
+    link = [objects.get(word, word) for word in link]
     subprocess.run([*link, BUILD / "mutant.o"], cwd=ROOT, check=True)
     return mutants
 

@@ -125,7 +125,7 @@ struct SoftmaxRows : SoftmaxBlock<T, Loss> {
     const V max = highest(x, tail);
 
     // A stretch of classes at a time, and the stretches in float64: one long sum's rounding errors would grow with C.
-    constexpr int64_t stretch = 32 * W;
+    constexpr int64_t stretch = 64 * W;
     V sum[2] = {}, weighted = {};
     Sum sum_of_stretches, weighted_of_stretches;
     auto end_stretch = [&]() FASTLOSS_LAMBDA {
@@ -143,7 +143,6 @@ struct SoftmaxRows : SoftmaxBlock<T, Loss> {
     // Written soon, and a miss would hold up the stores behind it.
     const T* written = row.to.grad && !row.to.streamed ? row.to.grad : x;
     auto two_vectors = [&](int64_t c) FASTLOSS_LAMBDA {
-      if (c % stretch == 0) end_stretch();
       __builtin_prefetch(next + c, 0, 2);
       __builtin_prefetch(next + c + W, 0, 2);
       __builtin_prefetch(written + c, 1, 2);
@@ -151,6 +150,7 @@ struct SoftmaxRows : SoftmaxBlock<T, Loss> {
       V a = stage(load(x + c), c, sum[0]);
       V b = stage(load(x + c + W), c + W, sum[1]);
       if constexpr (Loss::smooths) weighted += weights_at(c, W) * a + weights_at(c + W, W) * b;
+      if ((c + 2 * W) % stretch == 0) end_stretch();
     };
     int64_t c = 0;
     if (before.to.grad) {
