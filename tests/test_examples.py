@@ -38,13 +38,19 @@ def test_runs(name, tmp_path):
     settings, said = TINY[name]
     start = [sys.executable]
     if name == "distributed.py":
-        start += ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+        start += ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     result = subprocess.run(
         [*start, str(EXAMPLES / name), *settings],
         cwd=tmp_path,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={
+            **os.environ,
+            "CUDA_VISIBLE_DEVICES": "",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
         capture_output=True,
         text=True,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr
     assert said in result.stdout
