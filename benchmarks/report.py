@@ -174,7 +174,9 @@ def describe(setting) -> str:
 def chart(measured: Measured, title: str, path: Path):
     """How many times faster than eager PyTorch, for the cases with a bar."""
     setting, rows = by_setting(measured)[0]
+    order = list(BARS)
     rows = [(key, seconds) for key, seconds in rows if (key.loss, key.shape) in BARS]
+    rows.sort(key=lambda row: order.index((row[0].loss, row[0].shape)))
     figure, axes = plt.subplots(figsize=(8, 0.55 * len(rows) + 1.2), layout="constrained")
     series = {"torch.compile": "#9aa5b1", "fastloss": "#1f77b4", "fastloss in place": "#0b3c5d"}
     height = 0.8 / len(series)

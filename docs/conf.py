@@ -38,6 +38,7 @@ napoleon_numpy_docstring = False
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 exclude_patterns = ["_static"]
+suppress_warnings = ["toc.not_readable"]  # the study and the table of errors are there once a command wrote them
 
 doctest_global_setup = "import torch, fastloss\ntorch.manual_seed(0)"
 

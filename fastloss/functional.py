@@ -7,7 +7,7 @@ Shared by all:
 - ``reduction``: ``"none"``, ``"mean"`` or ``"sum"``.
 - ``inplace_backward``: write the gradient over the logits' own memory. It saves a tensor of the logits' size and, on
   CPU, its page faults: forward and backward of cross entropy at 2048 × 32000, float32, 2 cores, default malloc, took
-  18 ms with it, 49 ms without and 197 ms under ``torch.compile`` (benchmarks/RESULTS.md). **The logits are
+  9 ms with it, 23 ms without and 159 ms under ``torch.compile`` (benchmarks/RESULTS.md). **The logits are
   destroyed** by the call (if they require grad). Their version counter is bumped, so autograd refuses where another
   operation had saved them; a second backward pass and ``create_graph=True`` are refused. Leave it off for logits that
   anything else still reads. Under ``torch.compile`` it changes nothing: the compiler sees whether something does.

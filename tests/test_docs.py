@@ -14,15 +14,14 @@ import torch
 import fastloss
 from fastloss import functional, linear, modules, reference
 
-ROOT = Path(__file__).parents[1]
 
-
-@pytest.mark.parametrize("module", [fastloss, functional, linear, modules])
+@pytest.mark.parametrize("module", [fastloss, functional, modules, linear])
 def test_examples(module):
     result = doctest.testmod(module, extraglobs={"torch": torch, "fastloss": fastloss})
     assert result.attempted > 0 and result.failed == 0
 
 
+ROOT = Path(__file__).parents[1]
 FUNCTIONS = sorted(name for name in fastloss.__all__ if inspect.isfunction(getattr(fastloss, name)))
 
 
