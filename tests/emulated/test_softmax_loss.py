@@ -384,14 +384,14 @@ def test_ghmc_looks_up_the_bin_that_it_counted(softmax, shape):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_traffic_and_launches(uncapped, shape, dtype, reduction):
-    """5% over one read (GHM-C: two) of the logits and one write of the gradient, each kernel's targets, the losses."""
+    """6% over one read (GHM-C: two) of the logits and one write of the gradient, each kernel's targets, the losses."""
     input, target = batch(shape, dtype, ignored=0)  # logits of ignored rows are not read
     counted = 1 if reduction == "mean" else 0  # the targets, for the mean's denominator
     for name, passes, launches in (("cross_entropy", 2, 1 + counted), ("focal", 2, 1 + counted), ("ghmc", 3, 2)):
         loss, log = run(uncapped, name, input, target, grad=torch.empty_like(input), reduction=reduction)
         assert kernels(log)[-1] == ("softmax_tile" if shape[1] <= 32 else "softmax_rows")
         assert len(log) == launches
-        assert moved_bytes(log) <= 1.05 * passes * input.nbytes + launches * target.nbytes + loss.nbytes
+        assert moved_bytes(log) <= 1.06 * passes * input.nbytes + launches * target.nbytes + loss.nbytes
         *_, last = log[-1]
         assert last.load_efficiency >= 0.95 and last.store_efficiency >= 0.95
 
