@@ -159,6 +159,56 @@ def test_types_are_refused_by_name():
             fastloss.cross_entropy(x, target, **{name: value})
 
 
+def test_what_is_no_tensor_is_refused_by_name():
+    x, target = softmax_arguments().values()
+    for name in ("cross_entropy", "focal_loss", "poly_loss", "ghmc_loss", "sigmoid_focal_loss", "sigmoid_ghmc_loss"):
+        function = getattr(fastloss, name)
+        with pytest.raises(ValueError, match=r"input is of type list, but should be a tensor"):
+            function([[1.0, 2.0]], target)
+        with pytest.raises(ValueError, match=r"input is None, but should be a tensor"):
+            function(None, target)
+        with pytest.raises(ValueError, match=r"target is None, but should be a tensor"):
+            function(x, None)
+    with pytest.raises(ValueError, match=r"weight is of type list, but should be a tensor or None"):
+        fastloss.cross_entropy(x, target, [1.0, 2.0, 3.0])
+    for mask, words in (
+        (3, "mask is of type int"),
+        (torch.ones(4, 3, dtype=torch.complex64), "mask has dtype torch.comp"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            fastloss.sigmoid_ghmc_loss(x, torch.zeros(4, 3), mask)
+
+
+@pytest.mark.parametrize("name", ["ghmc_loss", "sigmoid_ghmc_loss"])
+def test_state_that_no_training_step_leaves_is_refused(name):
+    make = sigmoid_arguments if name.startswith("sigmoid") else softmax_arguments
+    one = torch.ones(10, dtype=torch.int64)
+    cases = [
+        (state(updates=-one), r"num_updates has the value -1 at bin 0, but should not be negative"),
+        (
+            state(updates=one),
+            r"running_histogram has the value 0 at bin 0 after 1 updates, but should be finite, and pos",
+        ),
+        (
+            state(histogram=torch.full((10,), NAN, dtype=torch.float64)),
+            r"running_histogram has the value -?nan at bin 0",
+        ),
+        (state(histogram=torch.full((10,), -1.0, dtype=torch.float64)), r"running_histogram has the value -1 at bin 0"),
+        (state(histogram=torch.ones(10, dtype=torch.float64, requires_grad=True)), r"running_histogram requires grad"),
+        (state(histogram=torch.zeros(10, dtype=torch.float64, device="meta")), r"running_histogram is on"),
+        (state(updates=one.to("meta")), r"num_updates is on"),
+    ]
+    for settings, words in cases:
+        with pytest.raises(ValueError, match=words):
+            getattr(fastloss, name)(**make(), **settings)
+
+
+def test_histogram_of_a_target_elsewhere():
+    x, target = softmax_arguments().values()
+    with pytest.raises(ValueError, match=r"target is on (meta|another device)"):
+        fastloss.gradient_norm_histogram(x, target.to("meta"))
+
+
 def test_more_dimensions_than_a_kernel_walks():
     x = torch.randn([2] * 11).permute(*reversed(range(11)))
     with pytest.raises(ValueError, match=r"input has more than 8 dimensions that cannot be merged; call contiguous"):

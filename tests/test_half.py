@@ -57,6 +57,21 @@ def test_float16_mean_of_heavy_decisions_does_not_overflow(loss, device):
     torch.testing.assert_close(grad.float(), expected, rtol=2**-10, atol=0)
 
 
+@pytest.mark.parametrize("loss", ["weights", "ghmc"])
+def test_float16_mean_of_a_tiny_denominator(loss, device):
+    """Weights that nearly cancel, and uncorrected momentum near 1: gradients of some thousands still fit."""
+    x = torch.randn(2, 3, dtype=torch.float16, device=device)
+    target = torch.tensor([0, 1], device=device)
+    if loss == "weights":
+        functions = [fastloss.CrossEntropyLoss(torch.tensor([1.0, -0.9995, 0.0], device=device))] * 2
+    else:  # a state for each
+        functions = [fastloss.GHMCLoss(momentum=0.9998, bias_correction=False).to(device) for _ in range(2)]
+    _, grad = differentiate(functions[0], x, target)
+    _, expected = differentiate(functions[1], x.float(), target)
+    assert 1000 < expected.abs().max() < 60000
+    torch.testing.assert_close(grad.float(), expected, rtol=2**-9, atol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", HALVES)
 def test_weights_beyond_float16(dtype, device):
     """GHM-C's N / (n R) of a rare bin is 131072, more than float16 holds: loss and mean gradient are finite."""

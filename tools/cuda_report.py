@@ -122,7 +122,8 @@ class Kernel(NamedTuple):
         """What is wrong with it, in sentences."""
         where = f"{self.name} on sm_{self.architecture.replace('.', '')}"
         base = re.match(r"\w+", self.name).group()
-        if self.spills:
+        # Double's exp is a call, around which ptxas may keep two registers in memory.
+        if self.spills > (16 if "<double" in self.name else 0):
             yield f"{where} spills {self.spills} bytes of registers to memory, but should spill none."
         if base in WIDE_READERS and not self.wide_loads:
             yield f"{where} has no 16-byte global load."
