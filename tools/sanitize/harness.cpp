@@ -164,7 +164,7 @@ void softmax_call(DType dtype, bool large) {
   params.target_is_int64 = below(2);
   params.ignore_index = below(2) ? -100 : below(params.C);
   params.ghmc = below(3) == 0;
-  params.loss_row = int32_t(below(SoftmaxLosses::size));
+  params.loss_row = params.ghmc ? 0 : int32_t(below(SoftmaxLosses::size));
   const double parameters[] = {0, 0.1, 0.5, 0.7, 1};
   params.parameter = params.ghmc ? 0 : one_of(parameters);
   params.reduction = Reduction(below(3));
@@ -199,7 +199,11 @@ void softmax_call(DType dtype, bool large) {
   }
   if (where != 1) {
     Buffer counts(bins * 8), bin(params.N * 4);
+    // As the op asks: the bins are those of cross entropy without weights, whose loss is never negative.
     params.grad = nullptr;
+    params.weight = nullptr;
+    params.loss_row = 0;
+    params.parameter = 0;
     params.ghmc = true;
     Cpu::softmax_gradient_norms(params, {reinterpret_cast<int64_t*>(counts.data), reinterpret_cast<int32_t*>(bin.data)},
                                 {});
