@@ -54,10 +54,8 @@ struct Buffer {
   size_t mapped = 0;
 };
 
-// A random number, or one where formulas break; as the dtype stores it.
-void put(char* at, DType dtype) {
-  const double special[] = {0, -0.0, 1e-40, -1e-40, 3e38, -3e38, INFINITY, -INFINITY, NAN, 88.7, -104};
-  const double value = below(20) ? std::normal_distribution<double>(0, 3)(generator) : one_of(special);
+// As the dtype stores it.
+void put(char* at, DType dtype, double value) {
   if (dtype == DType::float64) {
     std::memcpy(at, &value, 8);
     return;
@@ -73,9 +71,25 @@ void put(char* at, DType dtype) {
   }
 }
 
-void fill(Buffer& buffer, DType dtype) {
+template <class Value>
+void fill(Buffer& buffer, DType dtype, const Value& value) {
   const size_t each = size_of(dtype);
-  for (size_t at = 0; at + each <= buffer.size; at += each) put(buffer.data + at, dtype);
+  for (size_t at = 0; at + each <= buffer.size; at += each) put(buffer.data + at, dtype, value());
+}
+
+// Random numbers, and ones where formulas break.
+void fill(Buffer& buffer, DType dtype) {
+  const double special[] = {0, -0.0, 1e-40, -1e-40, 3e38, -3e38, INFINITY, -INFINITY, NAN, 88.7, -104};
+  fill(buffer, dtype, [&] { return below(20) ? std::normal_distribution<double>(0, 3)(generator) : one_of(special); });
+}
+
+// Of a sigmoid loss: 0 or 1; where soft, a half of them between the two.
+void fill_targets(Buffer& buffer, DType dtype, bool soft) {
+  const double special[] = {0, 1, -0.0, 1e-40, 0.5, 1 - 1e-7};
+  fill(buffer, dtype, [&] {
+    if (!soft || below(2)) return double(below(2));
+    return below(4) ? std::uniform_real_distribution<double>()(generator) : one_of(special);
+  });
 }
 
 DType compute(DType dtype) { return dtype == DType::float64 ? dtype : DType::float32; }
@@ -226,8 +240,7 @@ void sigmoid_call(DType dtype, bool large) {
   Buffer target(params.N * size_of(target_dtype)), stored_scale(4);
   Buffer loss((params.reduction == Reduction::none ? params.N : 1) * size_of(compute(dtype)));
   fill(input, dtype);
-  fill(target, target_dtype);
-  if (below(2)) std::memset(target.data, 0, target.size);  // hard ones
+  fill_targets(target, target_dtype, below(2));
   for (int64_t i = 0; i < params.N; ++i) mask.data[i] = char(below(2));
   const int64_t where = below(3);
   params.input = input.data;
