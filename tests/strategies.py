@@ -106,6 +106,27 @@ class Case:
         return x.to(dtype)
 
 
+@dataclass(frozen=True)
+class LinearCase(Case):
+    """A call of a linear loss; name is that of the loss of the logits, shape theirs, [N, C]."""
+
+    features: int = 1
+    bias: bool = False
+    wanted: tuple[bool, bool, bool] = (True, True, True)  # gradients of input, linear_weight, linear_bias
+
+    def factors(self):
+        """(input, linear_weight, linear_bias) whose logits every dtype holds exactly, sums on the way too."""
+        generator, (N, C) = self.generator(), self.shape
+        x = torch.randint(-1, 2, (N, self.features), generator=generator)
+        W = torch.randint(-2, 3, (C, self.features), generator=generator) / 2 * self.scale
+        b = torch.randint(-4, 5, (C,), generator=generator) / 2 * self.scale
+        return [t.to(DTYPES[self.dtype]) for t in (x, W, b if self.bias else 0 * b)]
+
+    def values(self, generator):
+        x, W, b = (factor.double() for factor in self.factors())
+        return (x @ W.t() + b).to(DTYPES[self.dtype])
+
+
 # Each from random numbers in [0, 1).
 WEIGHTS = {
     "positive": lambda u: u + 0.5,
@@ -181,9 +202,8 @@ def calls(draw, name):
     }
 
 
-@st.composite
-def softmax_cases(draw):
-    name = draw(st.sampled_from(["cross_entropy", "focal_loss", "poly_loss", "ghmc_loss"]))
+def loss_settings(draw, name):
+    """The parameter of a softmax loss."""
     settings = {}
     if name == "cross_entropy":
         settings["label_smoothing"] = draw(st.sampled_from([0.0, 0.1, 1.0]) | st.floats(0, 1, width=16))
@@ -191,6 +211,13 @@ def softmax_cases(draw):
         settings["gamma"] = draw(gammas())
     elif name == "poly_loss":
         settings["epsilon"] = draw(st.sampled_from([1.0, -1.0, 0.0, 1000.0]) | st.floats(-1, 8, width=16))
+    return settings
+
+
+@st.composite
+def softmax_cases(draw):
+    name = draw(st.sampled_from(["cross_entropy", "focal_loss", "poly_loss", "ghmc_loss"]))
+    settings = loss_settings(draw, name)
     call = draw(calls(name))
     classes = call["shape"][min(len(call["shape"]) - 1, 1)]
     target_dtype = draw(st.sampled_from(["int64", "int32"]))
@@ -202,6 +229,28 @@ def softmax_cases(draw):
         ignore_index=draw(st.sampled_from([-100, -1, 0, classes - 1, classes, *far])),
         target_dtype=target_dtype,
         weights="none" if name == "ghmc_loss" else draw(st.sampled_from(["none", "none", *WEIGHTS])),
+    )
+
+
+@st.composite
+def linear_cases(draw):
+    name = draw(st.sampled_from(["cross_entropy", "focal_loss", "ghmc_loss"]))
+    return LinearCase(
+        name=name,
+        shape=(draw(st.sampled_from([*SIZES, 48, 100])), draw(st.sampled_from(CLASSES))),
+        dtype=draw(st.sampled_from(list(DTYPES))),
+        seed=draw(st.integers(0, 2**31)),
+        scale=draw(st.sampled_from([1.0, 0.0, 1 / 16, 4.0])),
+        reduction=draw(st.sampled_from(REDUCTIONS)),
+        upstream=draw(st.sampled_from([1.0, -2.5, 0.0, 64.0])),
+        settings=loss_settings(draw, name),
+        ghm=draw(ghms()) if name == "ghmc_loss" else None,
+        ignored=draw(st.sampled_from([0.0, 0.2, 0.9, 1.0])),
+        ignore_index=draw(st.sampled_from([-100, 0, 2**60])),
+        weights="none" if name == "ghmc_loss" else draw(st.sampled_from(["none", "positive", "zeros", "negative"])),
+        features=draw(st.integers(1, 16)),
+        bias=draw(st.booleans()),
+        wanted=draw(st.tuples(st.booleans(), st.booleans(), st.booleans())),
     )
 
 

@@ -7,6 +7,7 @@ import inspect
 import math
 import os
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ import torch
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 from oracle import LONG, bins_of, ghm_weights, on_an_edge, sigmoid_decisions, softmax_decisions
-from strategies import WEIGHTS, Case, Ghm, sigmoid_cases, softmax_cases
+from strategies import WEIGHTS, Case, Ghm, LinearCase, linear_cases, sigmoid_cases, softmax_cases
 
 import fastloss
-from fastloss import autograd
+from fastloss import autograd, linear
 
 CASES = int(os.environ.get("FASTLOSS_FUZZ_CASES", "0"))
 
@@ -192,16 +193,20 @@ class Call:
         valid = torch.from_numpy(self.valid).view(self.target.shape)
         self.upstream = torch.where(valid, upstream, math.inf)
 
+    def keywords(self):
+        """(keyword arguments, those of them that the call changes)."""
+        settings, ghm, state = dict(self.settings), self.case.ghm, ()
+        if ghm:
+            settings |= {name: getattr(ghm, name) for name in ("bins", "normalizer", "momentum")}
+            settings |= {name: getattr(ghm, name) for name in ("bias_correction", "training")}
+            if ghm.momentum > 0:
+                state = settings["running_histogram"], settings["num_updates"] = self.state()
+        return settings, state
+
     def run(self, view, inplace):
         """(loss, gradient or None, state after)."""
-        settings, case = dict(self.settings), self.case
-        state = ()
-        if case.ghm:
-            settings |= {name: getattr(case.ghm, name) for name in ("bins", "normalizer", "momentum")}
-            settings |= {name: getattr(case.ghm, name) for name in ("bias_correction", "training")}
-            if case.ghm.momentum > 0:
-                state = settings["running_histogram"], settings["num_updates"] = self.state()
-        function = getattr(fastloss, case.name)
+        settings, state = self.keywords()
+        function = getattr(fastloss, self.case.name)
         event(autograd.schedule_of(function, view, self.target, *self.extra, **settings, inplace_backward=inplace))
         loss = function(view, self.target, *self.extra, **settings, inplace_backward=inplace)
         if view.requires_grad:
@@ -211,6 +216,16 @@ class Call:
     def check_loss(self, loss):
         assert loss.dtype == self.compute
         compare("the loss", loss.reshape(self.loss.shape), self.loss, self.loss_error, self.near_overflow)
+
+    def scaled_gradient(self):
+        """(The gradient [N, C] with what comes from above, its error where it passes through the logits' dtype)."""
+        info = torch.finfo(self.view.dtype)
+        upstream = exact(self.upstream.reshape(-1, 1)) if self.upstream.dim() else exact(self.upstream)
+        upstream = np.where(self.valid[:, None], upstream, 0)
+        # Numbers of a sum, or those before they are divided, may be the smallest.
+        smallest = 2 * LONG(info.smallest_normal) * np.maximum(np.abs(upstream).max(initial=1), 1)
+        error = (self.grad_error + 4 * LONG(info.eps) * np.abs(self.grad)) * np.abs(upstream)
+        return self.grad * upstream, error + smallest
 
     def check_gradient(self, grad):
         info = torch.finfo(grad.dtype)
@@ -288,6 +303,48 @@ def test_sigmoid(case):
     check(case)
 
 
+def check_linear(case: LinearCase):
+    """The loss of the exact logits, whose gradient goes on through the linear layer."""
+    call = Call(case)
+    settings, state = call.keywords()
+    if call.extra:
+        settings["weight"] = call.extra[0]
+    x, W, b = (t.requires_grad_(want) for t, want in zip(case.factors(), case.wanted, strict=True))
+    function = getattr(fastloss, "linear_" + case.name)
+    # Small chunks, so that there are several.
+    with (
+        mock.patch.dict(linear._LEAST_ROWS, cpu=16),
+        mock.patch.dict(linear._CHUNK_BYTES, cpu=0),
+        mock.patch.dict(linear._BLOCK_CLASSES, cpu=16),
+    ):
+        loss = function(x, W, call.target, linear_bias=b if case.bias else None, **settings)
+        call.check_loss(loss)
+        call.check_state(state)
+        if not loss.requires_grad:
+            return
+        loss.backward(call.upstream)
+    if call.unknown.any():  # a mean over weights that add up to 0
+        return
+    grad, error = call.scaled_gradient()
+    unit = 4 * LONG(torch.finfo(x.dtype).eps)
+
+    def compare_product(what, got, product):
+        """product: of numpy's arrays, that of the logits' gradient with one of the factors."""
+        if got is not None:
+            rounding = product(error, np.abs) + unit * product(np.abs(grad), np.abs)
+            compare(f"the gradient of {what}", got, product(grad, np.asarray), rounding)
+
+    compare_product("input", x.grad, lambda g, sign: g @ sign(exact(W)))
+    compare_product("linear_weight", W.grad, lambda g, sign: g.T @ sign(exact(x)))
+    compare_product("linear_bias", b.grad, lambda g, sign: g.sum(0))
+
+
+@fuzz(0.2)
+@given(linear_cases())
+def test_linear(case):
+    check_linear(case)
+
+
 @fuzz(0.03)
 @given(softmax_cases() | sigmoid_cases())
 def test_large(case):
@@ -349,18 +406,24 @@ def odd_values():
 
 ODD = odd_values()
 FUNCTIONS = ["cross_entropy", "focal_loss", "poly_loss", "ghmc_loss", "sigmoid_focal_loss", "sigmoid_ghmc_loss"]
+LINEAR = ["linear_cross_entropy", "linear_focal_loss", "linear_ghmc_loss"]
 
 
 @st.composite
 def odd_calls(draw):
     """(function's name, {argument: key of ODD})."""
-    name = draw(st.sampled_from([*FUNCTIONS, "gradient_norm_histogram"]))
-    parameters = list(inspect.signature(getattr(fastloss, name)).parameters)
-    given = {"input": draw(st.sampled_from(list(ODD))), "target": draw(st.sampled_from(list(ODD)))}
-    if draw(st.booleans()):  # else nearly every call is refused for these two
+    name = draw(st.sampled_from([*FUNCTIONS, *LINEAR, "gradient_norm_histogram"]))
+    tensors = ["input", "linear_weight", "target"] if name in LINEAR else ["input", "target"]
+    parameters = [p for p in inspect.signature(getattr(fastloss, name)).parameters if p not in tensors]
+    given = {tensor: draw(st.sampled_from(list(ODD))) for tensor in tensors}
+    if draw(st.booleans()):  # else nearly every call is refused for these
+        if "linear_weight" in given:
+            given["linear_weight"] = draw(
+                st.sampled_from(["torch.zeros(2, 3)", "torch.ones(2, 3, requires_grad=True)"])
+            )
         given["input"] = "torch.ones(2, 3, requires_grad=True)" if draw(st.booleans()) else "torch.zeros(2, 3)"
         given["target"] = "torch.zeros(2, 3)" if "sigmoid" in name else "torch.zeros(2, dtype=torch.int64)"
-    for parameter in draw(st.lists(st.sampled_from(parameters[2:]), unique=True, max_size=4)):
+    for parameter in draw(st.lists(st.sampled_from(parameters), unique=True, max_size=4)):
         given[parameter] = draw(st.sampled_from(list(ODD)))
     return name, given
 
