@@ -69,7 +69,7 @@ fuzz: build
 	FASTLOSS_FUZZ_CASES=20000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_fuzz.py --numprocesses auto --maxfail 1 $(ARGS)
 
 # ARGS: random calls a run.
-sanitize: install
+sanitize: build
 	PATH="$(BIN):$$PATH" tools/sanitize/run $(ARGS)
 
 mutants: build

@@ -99,11 +99,11 @@ void fill_targets(Buffer& buffer, DType dtype, bool soft) {
 DType compute(DType dtype) { return dtype == DType::float64 ? dtype : DType::float32; }
 
 // Logits [N, C] or [N, C, inner] in one of the layouts that make_layout finds. Returns the elements from the first to
-// one past the last.
-int64_t lay_out(Layout& layout, int64_t& N, int64_t C) {
+// one past the last. N: rows, of which so many are left that there are about most logits; then decisions.
+int64_t lay_out(Layout& layout, int64_t& N, int64_t C, int64_t most) {
   const int64_t inner[] = {1, 1, 1, 5, 16, 33, 70};
   const int64_t positions = one_of(inner), gap = below(4) ? 0 : 1 + below(3), step = below(6) ? 1 : 3;
-  const int64_t rows = N;
+  const int64_t rows = N = std::min(N, std::max<int64_t>(most / (C * positions), 1));
   layout.ndim = 1;
   if (positions > 1) {  // classes far apart
     layout.class_stride = positions * step + gap;
@@ -176,9 +176,10 @@ void softmax_call(DType dtype, bool large) {
   const int64_t decisions[] = {0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 100};
   SoftmaxParams params{};
   params.C = one_of(classes);
-  params.N = large ? (1 << 20) / params.C : one_of(decisions);
+  const int64_t most = large ? 1 << 20 : 1 << 14;
+  params.N = large ? most : one_of(decisions);
   params.dtype = dtype;
-  const size_t bytes = size_t(lay_out(params.layout, params.N, params.C)) * size_of(dtype);
+  const size_t bytes = size_t(lay_out(params.layout, params.N, params.C, most)) * size_of(dtype);
   params.target_is_int64 = below(2);
   params.ignore_index = below(2) ? -100 : below(params.C);
   params.ghmc = below(3) == 0;
