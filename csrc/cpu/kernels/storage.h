@@ -73,7 +73,7 @@ FASTLOSS_LANE_FN u16 narrow(f32 x, bfloat16) {  // as below, with masks
 FASTLOSS_LANE_FN f32 widen(u16 x, bfloat16) { return float_of(__builtin_convertvector(x, i32) << 16); }
 FASTLOSS_LANE_FN u16 narrow(f32 x, bfloat16) {
   i32 b = bits_of(x);
-  i32 rounded = (b + (0x7fff + ((b >> 16) & 1))) >> 16;                      // to nearest, ties to even
+  i32 rounded = add_modulo(b, 0x7fff + ((b >> 16) & 1)) >> 16;               // to nearest, ties to even
   return __builtin_convertvector(x == x ? rounded : (b >> 16) | 0x40, u16);  // a nan stays a nan
 }
 #endif
@@ -100,7 +100,7 @@ FASTLOSS_LANE_FN u16 narrow(f32 x, float16) {
   // Adding a power of two that is 2^13 units larger rounds to 10 mantissa bits; below 2^-14 to units of 2^-24.
   i32 exponent = magnitude & 0x7f800000;
   i32 floor_exponent = exponent > 0x38800000 ? exponent : (i32{} + 0x38800000);
-  f32 unit = float_of(floor_exponent + (13 << 23));
+  f32 unit = float_of(add_modulo(floor_exponent, i32{} + (13 << 23)));
   f32 rounded = (y + unit) - unit;
   i32 h = bits_of(rounded * 0x1p-112f) >> 13;
   h = y >= 65520.0f ? (i32{} + 0x7c00) : h;

@@ -51,6 +51,9 @@ FASTLOSS_LANE_FN V max(V a, V b) {
 FASTLOSS_LANE_FN i32 bits_of(f32 x) { return (i32)x; }
 FASTLOSS_LANE_FN f32 float_of(i32 x) { return (f32)x; }
 
+// a + b modulo 2^32: the lanes whose result is not taken may overflow, which signed numbers must not.
+FASTLOSS_LANE_FN i32 add_modulo(i32 a, i32 b) { return (i32)((u32)a + (u32)b); }
+
 // Lane i of the result is lane index[i] of x.
 FASTLOSS_LANE_FN f32 permute(f32 x, i32 index) {
 #if FASTLOSS_LANES == 16

@@ -25,7 +25,7 @@ FASTLOSS_LANE_FN f32 exp(f32 x) {
   f32 shifted = x * 0x1.715476p4f + shift;
   f32 n = shifted - shift;
   f32 r = (x - n * 0x1.62ep-5f) - n * 0x1.0bfbe8p-19f;  // ln 2 / 16 in two parts: the first product is exact
-  f32 power = float_of(bits_of(permute(float_of(sixteenths), bits_of(shifted))) + (bits_of(shifted) << 19));
+  f32 power = float_of(add_modulo(bits_of(permute(float_of(sixteenths), bits_of(shifted))), bits_of(shifted) << 19));
   f32 p = r * (r * (r * 0.16666667f + 0.50001618f) + 1);
   return select(x < -87.3f, f32{}, p * power + power);
 #else
@@ -54,7 +54,7 @@ FASTLOSS_LANE_FN f32 log_mantissa(f32 f) {
 
 // Splits a positive normal x into 2^k * (1 + f).
 FASTLOSS_LANE_FN f32 split_exponent(f32 x, f32& f) {
-  i32 offset = bits_of(x) - 0x3f3504f3;  // the bits of sqrt(1/2)
+  i32 offset = add_modulo(bits_of(x), i32{} - 0x3f3504f3);  // the bits of sqrt(1/2)
   f = float_of((offset & 0x007fffff) + 0x3f3504f3) - 1;
   return __builtin_convertvector(offset >> 23, f32);
 }
