@@ -1,6 +1,6 @@
 """Random calls of every loss against the oracle of oracle.py: `make fuzz` runs 20,000, `make test` some hundreds.
 
-A failure prints the case: call check(...) with it.
+A failure prints the case: call check(...) with it, or check_linear(...).
 """
 
 import inspect

@@ -57,6 +57,17 @@ def test_float16_mean_of_heavy_decisions_does_not_overflow(loss, device):
     torch.testing.assert_close(grad.float(), expected, rtol=2**-10, atol=0)
 
 
+def test_float16_mean_of_light_decisions_keeps_its_digits(device):
+    """Weights of 1 / 65536 and unlikely classes, under a loss scale that brings them back."""
+    x = torch.tensor([[0.0, -11.5]] * 4, dtype=torch.float16, device=device)
+    target = torch.zeros(4, dtype=torch.long, device=device)
+    settings = {"bins": 65536, "normalizer": "bins", "grad_output": torch.tensor(2.0**32, device=device)}
+    _, grad = differentiate(fastloss.ghmc_loss, x, target, **settings)
+    _, expected = differentiate(fastloss.ghmc_loss, x.float(), target, **settings)
+    assert 0.1 < expected.abs().max() < 1
+    torch.testing.assert_close(grad.float(), expected, rtol=2**-9, atol=0)
+
+
 @pytest.mark.parametrize("loss", ["weights", "ghmc"])
 def test_float16_mean_of_a_tiny_denominator(loss, device):
     """Weights that nearly cancel, and uncorrected momentum near 1: gradients of some thousands still fit."""
