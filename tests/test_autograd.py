@@ -213,11 +213,12 @@ def test_inplace_backward_costs_no_tensor(device):
     assert logits.grad.data_ptr() == logits.data_ptr()
 
 
-def test_inplace_backward_scales_in_place(device):
+@pytest.mark.parametrize("factor", [1, 2, 5])
+def test_inplace_backward_scales_in_place(factor, device):
     x, function = make("focal_2", device=device)
-    expected = 5 * differentiate(function, x)[1]
+    expected = factor * differentiate(function, x)[1]
     for logits in (x.clone().requires_grad_(), x.clone().requires_grad_()):
-        (5 * function(logits, inplace_backward=True)).backward()
+        (factor * function(logits, inplace_backward=True)).backward()
         torch.testing.assert_close(logits.grad, expected)
         assert logits.grad.data_ptr() == logits.data_ptr()
 

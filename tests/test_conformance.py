@@ -130,6 +130,14 @@ def test_nothing_but_ignored(losses, name, reduction, device):
     assert losses is reference or not grad.any()  # the reference has nan * 0
 
 
+@every_softmax_loss
+def test_one_class(losses, name, device):
+    """Its probability is 1; an ignored target stands for no class of many."""
+    x = torch.tensor([[3.0], [4.0]], device=device)
+    loss, grad = differentiate(getattr(losses, name), x, torch.tensor([0, IGNORE], device=device))
+    assert loss == 0 and not grad.any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @every_softmax_loss
 def test_half_logits_are_computed_in_float32(losses, name, dtype, device):

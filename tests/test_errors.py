@@ -34,6 +34,7 @@ INPUTS = [  # of every loss
     ({"input": zeros(4, 3, dtype=torch.complex64)}, r"input has dtype ComplexFloat, but should"),
     ({"input": zeros(4, 3).to(torch.float8_e4m3fn)}, r"input has dtype Float8_e4m3fn, but should"),
     ({"reduction": "batchmean"}, r"reduction is 'batchmean', but should be 'none', 'mean' or 'sum'"),
+    ({"reduction": 1}, r"reduction is 1, but should be 'none', 'mean' or 'sum'"),
     ({"target": zeros(5, dtype=torch.int64)}, r"target has shape \(5,\), but should"),
     ({"target": torch.zeros(4, device="meta", dtype=torch.int64)}, r"target"),
 ]
