@@ -48,14 +48,23 @@ LEFT_OUT = re.compile(
     r"^\s*(#|//|template\b|using\b|namespace\b|static_assert|extern\b|struct\b|m\.def)|constexpr|asm\(|__builtin_prefetch"
     r"|__builtin_cpu|FASTLOSS_BEGIN|operator\b"
 )
-# The tests of a file of Python come first, then quick ones that notice much; the rest is for what they let pass.
+# The tests of a file come first, then quick ones that notice much; the rest is for what they let pass.
+SIGMOID = ["test_sigmoid_focal_loss.py", "test_sigmoid_ghmc_loss.py"]
 OWN = {
+    "csrc/cpu/kernels/sigmoid.h": SIGMOID,
+    "csrc/cpu/kernels/scale_gradient.h": ["test_autograd.py"],
+    "csrc/cpu/kernels/softmax_rows.h": ["test_schedules.py"],
+    "csrc/cpu/schedule.h": ["test_schedules.py"],
+    "csrc/losses/ghmc_loss.h": ["test_ghmc_loss.py"],
+    "csrc/losses/math.h": SIGMOID,
+    "csrc/losses/sigmoid.h": SIGMOID,
+    "csrc/ops/checks.cpp": ["test_errors.py", "test_ghmc_loss.py"],
     "fastloss/__init__.py": ["test_ops.py"],
-    "fastloss/autograd.py": ["test_autograd.py", "test_ops.py"],
+    "fastloss/autograd.py": ["test_errors.py", "test_autograd.py", "test_ops.py"],
     "fastloss/functional.py": ["test_cross_entropy.py", "test_ghmc_loss.py"],
     "fastloss/linear.py": ["test_linear.py"],
     "fastloss/modules.py": ["test_modules.py"],
-    "fastloss/reference.py": ["test_ghmc_loss.py", "test_sigmoid_ghmc_loss.py", "test_sigmoid_focal_loss.py"],
+    "fastloss/reference.py": ["test_conformance.py", "test_cross_entropy.py", "test_ghmc_loss.py", *SIGMOID],
     "fastloss/torch_private.py": ["test_transforms.py", "test_autograd.py"],
 }
 QUICK = ["test_fuzz.py", "test_errors.py", "test_schedules.py"]
@@ -70,10 +79,11 @@ THOROUGH = [
     "test_ops.py",
     "test_conformance.py",
     "test_determinism.py",
+    "test_autograd.py",
     "test_equivalence.py",
 ]
 # Of Python alone.
-PYTHON_THOROUGH = ["test_modules.py", "test_autograd.py", "test_transforms.py", "test_linear.py", "test_compile.py"]
+PYTHON_THOROUGH = ["test_modules.py", "test_transforms.py", "test_linear.py", "test_compile.py"]
 # Of CPU, several times what a stage takes without a mutant. Then it hangs.
 SECONDS = 200
 MEMORY = 10 << 30  # bytes of address space; some ask for all that there is
@@ -390,10 +400,9 @@ def run_tests(folder, mutant, files, seconds):
 
 def tests_of(mutant):
     """The files that are to notice it: quick ones, and the rest."""
-    if mutant.file.startswith("csrc"):
-        return QUICK, THOROUGH
-    quick = OWN[mutant.file] + QUICK
-    return quick, [name for name in PYTHON_THOROUGH + THOROUGH if name not in quick]
+    rest = THOROUGH if mutant.file.startswith("csrc") else PYTHON_THOROUGH + THOROUGH
+    quick = list(dict.fromkeys(OWN.get(mutant.file, []) + QUICK))
+    return quick, [name for name in rest if name not in quick]
 
 
 def first_failure(folder):
@@ -411,8 +420,8 @@ def known_equivalents():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cpp", type=int, default=240, help="how many mutants of csrc")
-    parser.add_argument("--python", type=int, default=80, help="how many of fastloss/*.py")
+    parser.add_argument("--cpp", type=int, default=122, help="how many mutants of csrc")
+    parser.add_argument("--python", type=int, default=42, help="how many of fastloss/*.py")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--again", action="store_true", help="the mutants that were compiled the last time")
     parser.add_argument("--only", type=int, nargs="*", help="run these alone")
