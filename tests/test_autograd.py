@@ -267,6 +267,12 @@ def non_finite(shape, device):
     return values[torch.arange(torch.Size(shape).numel(), device=device) % 5].view(shape)
 
 
+def test_inplace_backward_refuses_rows_that_overlap(device):
+    x = torch.zeros(12, device=device).as_strided((4, 5), (2, 1)).requires_grad_()
+    with pytest.raises(ValueError, match=r"share memory"):
+        fastloss.cross_entropy(x, torch.zeros(4, dtype=torch.long, device=device), inplace_backward=True)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_an_ignored_decision_has_no_gradient(loss, dtype, device):
