@@ -14,7 +14,7 @@ started=$SECONDS
 if [ ! -x "$environment/bin/pytest" ]; then
   "${PYTHON:-python3}" -m venv "$environment"
   "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir torch=="$torch" numpy \
-    hypothesis pytest pytest-xdist torch-abi-audit
+    expecttest hypothesis pytest pytest-xdist torch-abi-audit
 fi
 "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$wheel"
 echo "torch $torch: installed in $((SECONDS - started)) s"
