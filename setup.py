@@ -178,7 +178,9 @@ class BuildLibraries(build_ext):
         package = Path(self.get_ext_fullpath("fastloss._C")).parent
         package.mkdir(parents=True, exist_ok=True)
         for built in (ops, *modules):
-            shutil.copy2(built, package)
+            # Written over, it would crash the processes that run with it.
+            copy = shutil.copy2(built, package / f"{built.name}.new")
+            os.replace(copy, package / built.name)
 
     def compile(self, source, flags, compiler=(COMPILER,), suffix=""):
         """Adds a source to build.ninja and returns the path of its object."""
