@@ -98,7 +98,7 @@ def tests(out, save, wheels):
 
 
 def equivalence(out, save, wheels):
-    keyword = "cuda" if has_cuda() else "test_grad_output or test_int32"
+    keyword = "cuda" if has_cuda() else "test_half"
     run_pytest(out, save, "tests/test_equivalence.py", "tests/test_half.py", "-k", keyword)
 
 
