@@ -38,8 +38,8 @@ except ImportError:
 VERSION = re.search(r'^version = "(.*)"', Path("pyproject.toml").read_text(), re.M).group(1)
 COMPILER = os.environ.get("CXX", "c++")
 TORCH_ABI = "2.10"
-# Turing to Blackwell; PTX of the last serves what comes after it.
-CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+# Turing to Blackwell; PTX of the last serves what comes after it, and 8.0's code all of Ampere and Ada.
+CUDA_ARCHITECTURES = ("7.5", "8.0", "9.0", "10.0", "12.0")
 
 OPS_LIBRARY = "libfastloss_ops.so"
 MODULE = "csrc/ops/module.cpp"
@@ -178,7 +178,9 @@ class BuildLibraries(build_ext):
         package = Path(self.get_ext_fullpath("fastloss._C")).parent
         package.mkdir(parents=True, exist_ok=True)
         for built in (ops, *modules):
-            shutil.copy2(built, package)
+            # Written over, it would crash the processes that run with it.
+            copy = shutil.copy2(built, package / f"{built.name}.new")
+            os.replace(copy, package / built.name)
 
     def compile(self, source, flags, compiler=(COMPILER,), suffix=""):
         """Adds a source to build.ninja and returns the path of its object."""

@@ -333,6 +333,10 @@ def test_double_backward_on_a_bins_edge(name, device):
         torch.testing.assert_close(twice.detach(), once, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.skipif(
+    not hasattr(torch._C._autograd.SavedTensor, "unpack"),
+    reason="this torch gives all saved tensors or none: the loss refuses sooner (torch_private.first_saved)",
+)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_logits_may_change_after_the_loss(loss, device):
     """As with torch's losses only a backward pass that needs them refuses: the gradient is computed already."""

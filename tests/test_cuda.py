@@ -150,12 +150,12 @@ def test_grad_output(case, shape):
                 assert torch.equal(got, once)
 
 
-def test_target_out_of_range_is_a_device_side_assertion():
+def test_target_out_of_range_is_a_device_side_assertion(tmp_path):
     """In a process of its own: the device is lost to whoever asked."""
     script = (
         "import torch, fastloss\n"
         "fastloss.cross_entropy(torch.randn(4, 3).cuda(), torch.tensor([0, 1, 3, 0]).cuda())\n"
         "torch.cuda.synchronize()\n"
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode != 0 and "device-side assert" in run.stderr

@@ -27,8 +27,8 @@ def test_no_spills_and_16_byte_accesses(architecture):
         assert f" {kernel}<float" in run.stdout
 
 
-def test_loads_before_torch():
-    subprocess.run([sys.executable, "-c", "import fastloss"], check=True)
+def test_loads_before_torch(tmp_path):
+    subprocess.run([sys.executable, "-c", "import fastloss"], cwd=tmp_path, check=True)
 
 
 def test_build_info():

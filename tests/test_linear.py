@@ -420,7 +420,7 @@ def test_modules(name, device):
     assert "in_features=12, num_classes=37, bias=True" in repr(module)
 
 
-def test_memory_of_one_chunk():
+def test_memory_of_one_chunk(tmp_path):
     """Beyond its arguments and their gradients a call takes less than 64 MiB; the logits alone are 250."""
     code = """
 import resource, torch, fastloss
@@ -431,5 +431,5 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 fastloss.linear_cross_entropy(x, W, y).backward()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 64 << 10

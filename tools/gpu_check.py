@@ -98,7 +98,7 @@ def tests(out, save, wheels):
 
 
 def equivalence(out, save, wheels):
-    keyword = "cuda" if has_cuda() else "test_grad_output or test_int32"
+    keyword = "cuda" if has_cuda() else "test_half"
     run_pytest(out, save, "tests/test_equivalence.py", "tests/test_half.py", "-k", keyword)
 
 
@@ -386,7 +386,9 @@ def run_pytest(out, save, *arguments):
 def run_step(name, out, wheels, seconds):
     """Runs a step in a process group of its own and returns how it went."""
     command = [sys.executable, __file__, "--step", name, "--out", out, "--wheels", wheels]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(out / "site"), os.environ.get("PYTHONPATH", "")])}
+    # An empty path would be the folder that it was called from, with the sources' own fastloss.
+    paths = [str(out / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     started = time.monotonic()
     with open(out / f"{name}.log", "w") as log:
         process = subprocess.Popen(
