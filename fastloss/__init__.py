@@ -22,6 +22,7 @@ except (ImportError, OSError) as error:
 
 from . import reference
 from .functional import (
+    asymmetric_loss,
     cross_entropy,
     focal_loss,
     ghmc_loss,
@@ -38,7 +39,15 @@ from .linear import (
     linear_focal_loss,
     linear_ghmc_loss,
 )
-from .modules import CrossEntropyLoss, FocalLoss, GHMCLoss, PolyLoss, SigmoidFocalLoss, SigmoidGHMCLoss
+from .modules import (
+    AsymmetricLoss,
+    CrossEntropyLoss,
+    FocalLoss,
+    GHMCLoss,
+    PolyLoss,
+    SigmoidFocalLoss,
+    SigmoidGHMCLoss,
+)
 
 
 def build_info() -> dict[str, Any]:
@@ -54,6 +63,7 @@ def build_info() -> dict[str, Any]:
 __version__: str = build_info()["version"]
 
 __all__ = [
+    "AsymmetricLoss",
     "CrossEntropyLoss",
     "FocalLoss",
     "GHMCLoss",
@@ -63,6 +73,7 @@ __all__ = [
     "PolyLoss",
     "SigmoidFocalLoss",
     "SigmoidGHMCLoss",
+    "asymmetric_loss",
     "build_info",
     "cross_entropy",
     "focal_loss",

@@ -22,6 +22,8 @@ _ENUMERATIONS = {
     "reduction": {"none": 0, "mean": 1, "sum": 2},
     "normalizer": {"nonempty": 0, "bins": 1},
 }
+# A number to the public function or a tensor, and an argument for each to the op.
+_PUBLIC_NAMES = {"class_alpha": "alpha"}
 _GRADIENTS = {"none": 0, "new": 1, "inplace": 2}
 
 
@@ -36,43 +38,61 @@ class LossOp:
         arguments = self.value._schema.arguments[1:]
         self.names = tuple(argument.name for argument in arguments)
         self.enumerations = tuple((i, n, _ENUMERATIONS[n]) for i, n in enumerate(self.names) if n in _ENUMERATIONS)
+        # A sigmoid loss's sample weights are read as they broadcast.
+        of_op = _CONVERSIONS if "ignore_index" in self.names else {"denominator": _denominator}
+        self.conversions = tuple((i, of_op[name]) for i, name in enumerate(self.names) if name in of_op)
         # index, name, may be None
         self.tensors = tuple(
             (i, argument.name, isinstance(argument.type, torch.OptionalType))
             for i, argument in enumerate(arguments)
-            if isinstance(argument.type, torch.TensorType | torch.OptionalType)
+            if str(argument.type).removeprefix("Optional[") in ("Tensor", "Tensor]")
         )
         # What a double backward pass may read again: the first arguments. What an op writes (GHM's state) has moved on.
         saved = [i for i, *_ in self.tensors if arguments[i].alias_info is None]
         self.num_saved = len(saved)
         assert saved == list(range(self.num_saved)), f"the schema of {name} has its tensors elsewhere"
         self.ghmc = "bins" in self.names
+        # Index of return_lse, None where there is no such thing.
+        self.lse = self.names.index("return_lse") if "return_lse" in self.names else None
 
     def check(self, args: Sequence[Any]) -> None:
         """Refuses what is no tensor, and tensors that want a gradient of their own."""
         for i, name, optional in self.tensors:
             arg = args[i]
-            if arg is None and optional:
+            if (arg is None and optional) or (name == "denominator" and is_number(arg)):
                 continue
             check_tensor(name, arg, "a tensor or None" if optional else "a tensor")
             if arg.requires_grad:
                 raise ValueError(
-                    f"{name} requires grad, but fastloss.{self.name} differentiates only with respect to input; call "
-                    "detach() on it."
+                    f"{_PUBLIC_NAMES.get(name, name)} requires grad, but fastloss.{self.name} differentiates only with "
+                    "respect to input; call detach() on it."
                 )
 
-    def encode(self, args: Sequence[Any]) -> list[Any]:
-        """The arguments with the integers that the schema has for names."""
+    def encode(self, input: Tensor, args: Sequence[Any]) -> list[Any]:
+        """The arguments as the schema has them: integers for names, tensors for what is broadcast or written."""
         encoded = list(args)
         for i, name, codes in self.enumerations:
             encoded[i] = encode(name, args[i], codes)
+        for i, convert in self.conversions:
+            if args[i] is not None:
+                encoded[i] = convert(args[i], input)
         return encoded
 
-    def decode(self, args: Sequence[Any]) -> dict[str, Any]:
-        """The arguments by their names, as the public functions take them."""
+    def settings(self, args: Sequence[Any]) -> dict[str, Any]:
+        """The arguments by the names that the public functions have for them."""
         settings = dict(zip(self.names, args, strict=True))
+        for name, public in _PUBLIC_NAMES.items():
+            if (tensor := settings.pop(name, None)) is not None:
+                settings[public] = tensor
+        return settings
+
+    def decode(self, args: Sequence[Any]) -> dict[str, Any]:
+        """The same of encoded arguments."""
+        settings = self.settings(args)
         for _, name, codes in self.enumerations:
             settings[name] = next(word for word, code in codes.items() if code == settings[name])
+        if "return_lse" in settings:
+            settings["return_lse"] = False
         return settings
 
 
@@ -82,12 +102,60 @@ def check_tensor(name: str, value: Any, expected: str = "a tensor") -> None:
         raise ValueError(f"{name} is {what}, but should be {expected}.")
 
 
+def tensor_and_number(value: Any) -> tuple[Tensor | None, Any]:
+    """What the op's two arguments are of one that may be either: of alpha, below 0 is none."""
+    if type(value) is not float and isinstance(value, Tensor):  # which asks a metaclass
+        return value, -1.0
+    return None, value
+
+
 def encode(name: str, value: Any, codes: dict[str, int]) -> int:
     code = codes.get(value) if isinstance(value, str) else None
     if code is None:
         *words, last = map(repr, codes)
         raise ValueError(f"{name} is {value!r}, but should be {', '.join(words)} or {last}.")
     return code
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def decisions_of(input: Tensor) -> torch.Size:
+    """The shape of a softmax loss's decisions."""
+    return input.shape[:1] * (input.dim() > 1) + input.shape[2:]
+
+
+def _denominator(value: Any, input: Tensor) -> Tensor:
+    """A float64 on the device, where it is read: nobody waits for it."""
+    if is_number(value):
+        return torch.full((), value, dtype=torch.float64, device=input.device)
+    if value.numel() != 1 or value.is_complex():
+        raise ValueError(
+            f"denominator has shape {tuple(value.shape)} and dtype {value.dtype}, but should be a number or a tensor "
+            "of one real number."
+        )
+    return value.detach().to(input.device, torch.float64)
+
+
+def _sample_weight(value: Tensor, input: Tensor) -> Tensor:
+    shape = decisions_of(input)
+    if value.shape == shape:
+        return value
+    try:
+        return value.expand(shape)
+    except RuntimeError:
+        raise ValueError(
+            f"sample_weight has shape {tuple(value.shape)}, but should broadcast to {tuple(shape)}: one number a "
+            "decision."
+        ) from None
+
+
+# From what public functions take to what the ops do, where it is not None.
+_CONVERSIONS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "denominator": _denominator,
+    "sample_weight": _sample_weight,
+}
 
 
 # Every loss of the table: their ops are those that can be asked for a schedule.
@@ -99,56 +167,63 @@ _names = [
 OPS = {name: LossOp(name) for name in sorted(_names)}
 
 
-def fused_loss(name: str, input: Tensor, inplace_backward: bool, *args: Any) -> Tensor:
-    """Loss of op ``name`` for ``(input, *args)``, args in the order of its schema; differentiable in input."""
+def fused_loss(name: str, input: Tensor, inplace_backward: bool, *args: Any) -> Any:
+    """Loss of op ``name`` for ``(input, *args)``, args in the order of its schema; differentiable in input.
+
+    With return_lse, ``(loss, lse)``.
+    """
     op = OPS[name]
     if has_torch_function_variadic(input, *args):
         tensors = (input, *(args[i] for i, *_ in op.tensors))
-        settings = dict(zip(op.names, args, strict=True))
         public = getattr(_functional, name)
+        settings = op.settings(args)
         return handle_torch_function(public, tensors, input, **settings, inplace_backward=inplace_backward)
     check_tensor("input", input)
     op.check(args)
     compiling = torch.compiler.is_compiling()
     transforms = torch_private.transforms_active
     if (not compiling and transforms is not None and transforms()) or torch_private.has_tangent(input, *args):
-        settings = dict(zip(op.names, args, strict=True))
-        return getattr(reference, name)(input, **settings)
-    encoded = op.encode(args)
+        return getattr(reference, name)(input, **op.settings(args))
+    encoded = op.encode(input, args)
     if input.requires_grad and torch.is_grad_enabled():
         apply = _FusedLoss.apply if compiling else _quick_apply
         return apply(input, name, inplace_backward, *encoded)
-    loss = op.value(input, *encoded)
-    return loss[0] if op.ghmc else loss
+    found = op.value(input, *encoded)
+    if op.lse is not None and encoded[op.lse]:
+        return found
+    return found[0] if isinstance(found, tuple) else found
 
 
 class _FusedLoss(torch.autograd.Function):
     # Python is most of what a small batch takes: both methods do little before what every call needs.
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, name: str, inplace_backward: bool, *args: Any) -> Tensor:
+    def forward(ctx: Any, input: Tensor, name: str, inplace_backward: bool, *args: Any) -> Any:
         op = OPS[name]
         if torch.compiler.is_compiling():
             # The compiler leaves the copy out where nothing else reads the logits: the gradient is written over them.
             grad = input.clone()
-            loss, stored_scale, *_ = op.inplace(grad, *args)
+            loss, stored_scale, *more = op.inplace(grad, *args)
             ctx.save_for_backward(grad)
         elif inplace_backward:
-            loss, stored_scale, *_ = op.inplace(input, *args)
+            loss, stored_scale, *more = op.inplace(input, *args)
             ctx.used = False
             increment_version(input)
             ctx.save_for_backward(input.detach())
         else:
-            loss, grad, stored_scale, *bin_weight = op.with_grad(input, *args)
+            loss, grad, stored_scale, *more = op.with_grad(input, *args)
             # More than grad is only for a backward pass that is itself differentiable.
-            ctx.save_for_backward(grad, input, *args[: op.num_saved], *bin_weight)
+            ctx.save_for_backward(grad, input, *args[: op.num_saved], *(more if op.ghmc else ()))
         # Not those that are saved: a finished loss keeps none of them alive.
         ctx.call = (op, inplace_backward, args[op.num_saved :])
         ctx.stored_scale = stored_scale if input.dtype == torch.float16 else None
-        return loss
+        if op.lse is None or not args[op.lse]:
+            return loss
+        ctx.mark_non_differentiable(more[0])
+        return loss, more[0]
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor, *_lse: Tensor) -> tuple[Tensor | None, ...]:
         op, inplace_backward, _ = ctx.call
         nothing = (None,) * (2 + len(op.names))
         if torch.compiler.is_compiling():
@@ -227,6 +302,8 @@ def _double_backward(ctx: Any, grad_output: Tensor) -> Tensor:
 
 def _without_ignored(input: Tensor, grad_output: Tensor, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Logits and grad_output with 0 where a decision does not count: there a nan would come through as nan * 0."""
+    if "ignore_index" in settings and settings["target"].is_floating_point():
+        return input, grad_output  # class probabilities: none is ignored
     if "ignore_index" in settings:
         valid = settings["target"] != settings["ignore_index"]
         every_class = valid.unsqueeze(reference.class_dim_of(input))
@@ -254,7 +331,7 @@ def _weighted_by_bins(logits: Tensor, bin_weight: Tensor, settings: dict[str, An
         nll, valid = reference.softmax_nll(logits, target, ignore_index)
         fewest = 0
     beta = torch.where(bin < 0, 0, bin_weight[bin.clamp(min=0)])
-    return reference.weighted_nll(nll, valid, beta, reduction, fewest)
+    return reference.weighted_nll(nll, valid, beta, reduction, fewest, settings.get("denominator"))
 
 
 def schedule_of(function: Callable[..., Tensor], input: Tensor, *args: Any, **settings: Any) -> str:
@@ -267,7 +344,11 @@ def schedule_of(function: Callable[..., Tensor], input: Tensor, *args: Any, **se
     call = inspect.signature(function).bind(input, *args, **settings)
     call.apply_defaults()
     gradient = "inplace" if call.arguments["inplace_backward"] else "new"
-    arguments = op.encode([call.arguments.get(name) for name in op.names])
+    given = dict(call.arguments)
+    for name, public in _PUBLIC_NAMES.items():
+        if public in given:
+            given[name], given[public] = tensor_and_number(given[public])
+    arguments = op.encode(input, [given.get(name) for name in op.names])
     code = op.schedule(input.detach(), *arguments, _GRADIENTS[gradient if input.requires_grad else "none"])
     return _C.schedule_names()[input.device.type][code]
 
@@ -297,14 +378,20 @@ def _register_fake(op: torch._ops.OpOverload, results_of: Callable[..., Any]) ->
 def _register_loss_fake(op: torch._ops.OpOverload) -> None:
     returned = [result.name or "loss" for result in op._schema.returns]
 
-    def results_of(input: Tensor, target: Tensor, reduction: int, bins: Any = None, **_settings: Any) -> Any:
+    softmax = any(argument.name == "ignore_index" for argument in op._schema.arguments)
+
+    def results_of(
+        input: Tensor, target: Tensor, reduction: int, bins: Any = None, return_lse: bool = False, **_settings: Any
+    ) -> Any:
         compute = torch.float64 if input.dtype == torch.float64 else torch.float32
+        decisions = decisions_of(input) if softmax else input.shape
         mean = reduction == _ENUMERATIONS["reduction"]["mean"]
         of_name = {
-            "loss": lambda: input.new_empty(target.shape if reduction == 0 else (), dtype=compute),
+            "loss": lambda: input.new_empty(decisions if reduction == 0 else (), dtype=compute),
             "grad": lambda: torch.empty_like(input),
             "stored_scale": lambda: input.new_empty(int(mean and input.dtype == torch.float16), dtype=torch.float32),
             "bin_weight": lambda: input.new_empty(bins, dtype=torch.float64),
+            "lse": lambda: input.new_empty(decisions if return_lse else 0, dtype=compute),
         }
         results = tuple(of_name[name]() for name in returned)
         return results if len(results) > 1 else results[0]

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import autograd, functional, modules, reference, torch_private
+from . import autograd, distributed, functional, modules, reference, torch_private
 
 # Measured on CPU (benchmarks/linear.py): fewer rows make the products slow, more only take memory. Those of CUDA are
 # a guess, never measured: about as many rows as fill the device.
@@ -42,7 +42,8 @@ _BLOCK_CLASSES = {"cpu": 2048, "cuda": 1 << 62}
 _ROUND = 16  # rows: products are slower at odd sizes
 _PART_BYTES = 1 << 20
 _NOTHING = [False, False, False]
-_GHM = ("bins", "momentum", "normalizer", "bias_correction", "running_histogram", "num_updates", "training")
+_GHM = ("bins", "momentum", "normalizer", "bias_correction", "running_histogram", "num_updates", "training", "power")
+_PARAMETERS = {"cross_entropy": "label_smoothing", "focal_loss": "gamma"}
 
 
 def linear_cross_entropy(
@@ -52,10 +53,17 @@ def linear_cross_entropy(
     *,
     linear_bias: Tensor | None = None,
     weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    denominator: Tensor | float | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
-) -> Tensor:
+    z_loss: float = 0.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    return_lse: bool = False,
+    process_group: Any = None,
+) -> Any:
     """``cross_entropy(F.linear(input, linear_weight, linear_bias), target, weight, ...)`` in chunks of rows.
 
     The signature is that of :func:`torch.nn.functional.linear_cross_entropy`; the loss is
@@ -67,12 +75,15 @@ def linear_cross_entropy(
         target: class indices ``(...)``, int64 or int32.
         linear_bias: ``(C)``.
         weight: ``(C)``, a factor for each class.
+        sample_weight, denominator, z_loss, logit_scale, softcap, return_lse, process_group: as in
+            :mod:`fastloss.functional`.
         ignore_index: the target that contributes neither loss nor gradient.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         label_smoothing: in [0, 1].
 
     Returns:
-        A scalar, or target's shape for ``"none"``; float32 (float64 for float64).
+        A scalar, or target's shape for ``"none"``; float32 (float64 for float64). With return_lse a pair of that and of
+        target's shape.
 
     Raises:
         IndexError: a target outside ``[0, C)`` that is not ``ignore_index``.
@@ -89,6 +100,7 @@ def linear_cross_entropy(
         "reduction": reduction,
         "label_smoothing": label_smoothing,
     }
+    settings |= _extras(sample_weight, denominator, z_loss, logit_scale, softcap, return_lse, process_group)
     return _linear_loss("cross_entropy", input, linear_weight, target, linear_bias, settings)
 
 
@@ -99,10 +111,17 @@ def linear_focal_loss(
     *,
     linear_bias: Tensor | None = None,
     weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    denominator: Tensor | float | None = None,
     gamma: float = 2.0,
     ignore_index: int = -100,
     reduction: str = "mean",
-) -> Tensor:
+    z_loss: float = 0.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    return_lse: bool = False,
+    process_group: Any = None,
+) -> Any:
     """``focal_loss(F.linear(input, linear_weight, linear_bias), target, weight, ...)`` in chunks of rows.
 
     The loss is :func:`fastloss.focal_loss`.
@@ -113,12 +132,15 @@ def linear_focal_loss(
         target: class indices ``(...)``, int64 or int32.
         linear_bias: ``(C)``.
         weight: ``(C)``, a factor for each class.
+        sample_weight, denominator, z_loss, logit_scale, softcap, return_lse, process_group: as in
+            :mod:`fastloss.functional`.
         gamma: in [0, 16].
         ignore_index: the target that contributes neither loss nor gradient.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
 
     Returns:
-        A scalar, or target's shape for ``"none"``; float32 (float64 for float64).
+        A scalar, or target's shape for ``"none"``; float32 (float64 for float64). With return_lse a pair of that and of
+        target's shape.
 
     Raises:
         IndexError: a target outside ``[0, C)`` that is not ``ignore_index``.
@@ -130,6 +152,7 @@ def linear_focal_loss(
         tensor(0.4883)
     """
     settings = {"weight": weight, "gamma": gamma, "ignore_index": ignore_index, "reduction": reduction}
+    settings |= _extras(sample_weight, denominator, z_loss, logit_scale, softcap, return_lse, process_group)
     return _linear_loss("focal_loss", input, linear_weight, target, linear_bias, settings)
 
 
@@ -146,8 +169,10 @@ def linear_ghmc_loss(
     running_histogram: Tensor | None = None,
     num_updates: Tensor | None = None,
     training: bool = True,
+    power: float = 1.0,
     ignore_index: int = -100,
     reduction: str = "mean",
+    process_group: Any = None,
 ) -> Tensor:
     """``ghmc_loss(F.linear(input, linear_weight, linear_bias), target, ...)`` in chunks of rows.
 
@@ -159,8 +184,8 @@ def linear_ghmc_loss(
         linear_weight: ``(C, H)``.
         target: class indices ``(...)``, int64 or int32.
         linear_bias: ``(C)``.
-        bins, momentum, normalizer, bias_correction, running_histogram, num_updates, training: as in
-            :func:`fastloss.ghmc_loss`.
+        bins, momentum, normalizer, bias_correction, running_histogram, num_updates, training, power: as in
+            :func:`fastloss.ghmc_loss`, and so process_group.
         ignore_index: the target that contributes neither loss nor gradient, and is not counted.
         reduction: ``"none"``, ``"mean"`` (divides by the number of decisions that count) or ``"sum"``.
 
@@ -184,10 +209,32 @@ def linear_ghmc_loss(
         "running_histogram": running_histogram,
         "num_updates": num_updates,
         "training": training,
+        "power": power,
         "ignore_index": ignore_index,
         "reduction": reduction,
+        "process_group": process_group,
     }
     return _linear_loss("ghmc_loss", input, linear_weight, target, linear_bias, settings)
+
+
+def _extras(
+    sample_weight: Tensor | None,
+    denominator: Tensor | float | None,
+    z_loss: float,
+    logit_scale: float,
+    softcap: float | None,
+    return_lse: bool,
+    process_group: Any,
+) -> dict[str, Any]:
+    return {
+        "sample_weight": sample_weight,
+        "denominator": denominator,
+        "z_loss": z_loss,
+        "logit_scale": logit_scale,
+        "softcap": softcap,
+        "return_lse": return_lse,
+        "process_group": process_group,
+    }
 
 
 def _linear_loss(
@@ -197,7 +244,7 @@ def _linear_loss(
     target: Tensor,
     linear_bias: Tensor | None,
     settings: dict[str, Any],
-) -> Tensor:
+) -> Any:
     tensors = (input, linear_weight, target, linear_bias, *settings.values())
     if has_torch_function_variadic(*tensors):
         public, given = globals()["linear_" + name], (input, linear_weight, target)
@@ -205,10 +252,16 @@ def _linear_loss(
     dtype = _check(input, linear_weight, target, linear_bias)
     op = autograd.OPS[name]
     # The loss of no rows: the op's own checks of the settings, before anything is computed or written.
-    no_rows = {"target": target.flatten()[:0], **settings}
+    no_rows = {**settings, "target": target.flatten()[:0], "counts": None}
+    if settings.get("sample_weight") is not None:
+        autograd.check_tensor("sample_weight", settings["sample_weight"])
+        settings["sample_weight"] = _of_target(settings["sample_weight"], target)
+        no_rows["sample_weight"] = settings["sample_weight"].flatten()[:0]
+    no_rows.setdefault("denominator", None)
     arguments = [no_rows[key] for key in op.names]
     op.check(arguments)
-    op.value(input.new_empty((0, linear_weight.shape[0]), dtype=dtype), *op.encode(arguments))
+    no_logits = input.new_empty((0, linear_weight.shape[0]), dtype=dtype)
+    op.value(no_logits, *op.encode(no_logits, arguments))
     transforms = torch_private.transforms_active
     transformed = not torch.compiler.is_compiling() and transforms is not None and transforms()
     if transformed or torch_private.has_tangent(*tensors):
@@ -217,12 +270,33 @@ def _linear_loss(
     differentiates = torch.is_grad_enabled()
     wanted = [differentiates and t is not None and t.requires_grad for t in (input, linear_weight, linear_bias)]
     ghm = {key: settings.pop(key) for key in _GHM if key in settings}
-    weight, ignore_index, reduction = (settings.pop(key, None) for key in ("weight", "ignore_index", "reduction"))
+    weight, sample_weight, denominator = (settings.get(key) for key in ("weight", "sample_weight", "denominator"))
+    ignore_index, reduction, process_group = (settings[key] for key in ("ignore_index", "reduction", "process_group"))
+    if process_group is not None and not ghm:
+        row_weight = _row_weight(target, weight, sample_weight, ignore_index, torch.float64)
+        reduction, denominator = distributed.over_ranks(process_group, reduction, denominator, row_weight.sum())
+    if denominator is not None:
+        denominator = autograd._denominator(denominator, input)
     # Once its weights are known, GHM-C is cross entropy with a factor for each row.
-    loss, parameter = ("cross_entropy", 0.0) if ghm else (name, *settings.values())
-    call = (loss, float(parameter), ignore_index, reduction, dtype, wanted)
+    loss, parameter = ("cross_entropy", 0.0) if ghm else (name, settings[_PARAMETERS[name]])
+    extras = [float(settings.get("z_loss", 0)), float(settings.get("logit_scale", 1)), settings.get("softcap") or 0.0]
+    return_lse = settings.get("return_lse", False)
+    call = (loss, float(parameter), extras, return_lse, ignore_index, reduction, process_group, dtype, wanted)
     apply: Any = _LinearLoss.apply
-    return apply(input, linear_weight, linear_bias, target, weight, call, *ghm.values())
+    value, lse = apply(
+        input, linear_weight, linear_bias, target, weight, sample_weight, denominator, call, *ghm.values()
+    )
+    return (value, lse) if return_lse else value
+
+
+def _of_target(sample_weight: Tensor, target: Tensor) -> Tensor:
+    try:
+        return sample_weight.expand(target.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"sample_weight has shape {tuple(sample_weight.shape)}, but should broadcast to {tuple(target.shape)}: one "
+            "number a decision."
+        ) from None
 
 
 def _check(input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None) -> torch.dtype:
@@ -273,41 +347,53 @@ class _LinearLoss(torch.autograd.Function):
         linear_bias: Tensor | None,
         target: Tensor,
         weight: Tensor | None,
+        sample_weight: Tensor | None,
+        denominator: Tensor | None,
         call: tuple[Any, ...],
         bins: int = 0,
         *ghm: Any,
-    ) -> Tensor:
-        loss, parameter, ignore_index, reduction, dtype, wanted = call
-        rows = _cast(input, linear_weight, linear_bias, target, dtype)
+    ) -> tuple[Tensor, Tensor]:
+        loss, parameter, extras, return_lse, ignore_index, reduction, process_group, dtype, wanted = call
+        rows = (*_cast(input, linear_weight, linear_bias, target, dtype), weight, _flat(sample_weight))
+        settings = (loss, parameter, extras, ignore_index)
         # A factor for each row has to meet the gradient before that is summed over the rows.
         summed = wanted[1] or wanted[2]
         waits = summed and (bins > 0 or reduction == "none")
         first = _NOTHING if waits else wanted
-        losses, bin, counts, *grads = _linear_rows(*rows, weight, loss, parameter, ignore_index, None, bins, first)
+        losses, lse, bin, counts, *grads = _linear_rows(*rows, *settings, return_lse, None, bins, first)
         beta = None
         if bins:
+            if process_group is not None:
+                counts, reduction, shared = distributed.histogram_over_ranks(process_group, reduction, counts)
+                denominator = autograd._denominator(shared, input)
             beta = _ghm_bin_weights(counts, *ghm)
             beta = torch.where(bin < 0, 0, beta[bin.clamp(min=0)]).to(losses.dtype)
             if summed and reduction != "none":
-                _, _, _, *grads = _linear_rows(*rows, weight, loss, parameter, ignore_index, beta, 0, wanted)
+                _, _, _, _, *grads = _linear_rows(*rows, *settings, False, beta, 0, wanted)
             losses = losses * beta
-        denominator = _denominator(rows[-1], weight, ignore_index, losses)
-        ctx.call, ctx.summed, ctx.num_ghm = call, summed, len(ghm) + (bins > 0)
+        if denominator is None:
+            denominator = _denominator(target.flatten(), weight, _flat(sample_weight), ignore_index, losses)
+        denominator = denominator.to(losses.dtype)
+        ctx.call, ctx.summed, ctx.num_ghm = (*settings, reduction, dtype, wanted), summed, len(ghm) + (bins > 0)
         # More than the gradients is for a backward pass that computes the logits again.
-        ctx.save_for_backward(*grads, denominator, beta, input, linear_weight, linear_bias, target, weight)
+        ctx.save_for_backward(
+            *grads, denominator, beta, input, linear_weight, linear_bias, target, weight, sample_weight
+        )
+        lse = lse.view(target.shape) if return_lse else lse
+        ctx.mark_non_differentiable(lse)
         if reduction == "none":
-            return losses.view(target.shape)
+            return losses.view(target.shape), lse
         total = _ordered_sum(losses)
-        return total / denominator if reduction == "mean" else total
+        return total / denominator if reduction == "mean" else total, lse
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        loss, parameter, ignore_index, reduction, dtype, wanted = ctx.call
-        nothing = (None,) * (3 + ctx.num_ghm)
+    def backward(ctx: Any, grad_output: Tensor, _lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        *settings, reduction, dtype, wanted = ctx.call
+        nothing = (None,) * (5 + ctx.num_ghm)
         compiling = torch.compiler.is_compiling()
         if torch.is_grad_enabled() and not compiling:
             return *_double_backward(ctx, grad_output), *nothing
-        *grads, denominator, beta, input, linear_weight, linear_bias, target, weight = ctx.saved_tensors
+        *grads, denominator, beta, input, linear_weight, linear_bias, target, weight, sample_weight = ctx.saved_tensors
         factor: Any = grad_output.flatten() if reduction == "none" else grad_output
         if reduction == "mean":
             factor = factor / denominator
@@ -315,8 +401,8 @@ class _LinearLoss(torch.autograd.Function):
             factor = factor * beta
         overwrite = not compiling and not torch_private.keeps_graph()
         if ctx.summed and reduction == "none":
-            rows = _cast(input, linear_weight, linear_bias, target, dtype)
-            _, _, _, *grads = _linear_rows(*rows, weight, loss, parameter, ignore_index, factor, 0, wanted)
+            rows = (*_cast(input, linear_weight, linear_bias, target, dtype), weight, _flat(sample_weight))
+            _, _, _, _, *grads = _linear_rows(*rows, *settings, False, factor, 0, wanted)
             factor = None
         results = []
         for grad, like, want in zip(grads, (input, linear_weight, linear_bias), wanted, strict=True):
@@ -346,12 +432,12 @@ def _scaled(grad: Tensor, factor: Tensor | None, dtype: torch.dtype, overwrite: 
 
 def _double_backward(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
     """The gradients by whole logits and a loss that can be differentiated twice."""
-    loss, parameter, ignore_index, reduction, dtype, wanted = ctx.call
-    *_, denominator, beta, input, linear_weight, linear_bias, target, weight = ctx.saved_tensors
+    loss, parameter, (z_loss, logit_scale, softcap), ignore_index, reduction, dtype, wanted = ctx.call
+    *_, denominator, beta, input, linear_weight, linear_bias, target, weight, sample_weight = ctx.saved_tensors
     x, W, b, t = _cast(input, linear_weight, linear_bias, target, dtype)
     x = torch.where((t != ignore_index).unsqueeze(1), x, 0)  # a nan there would come through as nan * 0
-    parameters = {"cross_entropy": "label_smoothing", "focal_loss": "gamma"}
-    settings = {parameters[loss]: parameter, "ignore_index": ignore_index, "reduction": "none"}
+    settings = {_PARAMETERS[loss]: parameter, "ignore_index": ignore_index, "reduction": "none", "z_loss": z_loss}
+    settings |= {"sample_weight": _flat(sample_weight), "logit_scale": logit_scale, "softcap": softcap or None}
     losses = getattr(functional, loss)(F.linear(x, W, b), t, weight, **settings)
     if beta is not None:
         losses = losses * beta
@@ -376,11 +462,24 @@ def _cast(
     return input.reshape(-1, input.shape[-1]).to(dtype), linear_weight.to(dtype), bias, target.flatten()
 
 
-def _denominator(target: Tensor, weight: Tensor | None, ignore_index: int, losses: Tensor) -> Tensor:
+def _flat(sample_weight: Tensor | None) -> Tensor | None:
+    return None if sample_weight is None else sample_weight.flatten()
+
+
+def _denominator(
+    target: Tensor, weight: Tensor | None, sample_weight: Tensor | None, ignore_index: int, losses: Tensor
+) -> Tensor:
+    if weight is None and sample_weight is None:
+        return (target != ignore_index).sum()
+    return _ordered_sum(_row_weight(target, weight, sample_weight, ignore_index, losses.dtype))
+
+
+def _row_weight(
+    target: Tensor, weight: Tensor | None, sample_weight: Tensor | None, ignore_index: int, dtype: torch.dtype
+) -> Tensor:
     valid = target != ignore_index
-    if weight is None:
-        return valid.sum().to(losses.dtype)
-    return _ordered_sum(reference.row_weight_of(weight, target, valid, losses))
+    row_weight = reference.row_weight_of(weight, target, valid, torch.empty(0, dtype=dtype, device=target.device))
+    return row_weight if sample_weight is None else torch.where(valid, row_weight * sample_weight.to(dtype), 0)
 
 
 def _ordered_sum(values: Tensor) -> Tensor:
@@ -395,20 +494,24 @@ def _linear_rows(
     linear_bias: Tensor | None,  # [C]
     target: Tensor,  # [N]
     weight: Tensor | None,  # [C]
+    sample_weight: Tensor | None,  # [N]
     loss: str,
     parameter: float,
+    extras: list[float],  # z_loss, logit_scale, softcap (0: none)
     ignore_index: int,
+    wants_lse: bool,
     factor: Tensor | None,  # [N] for each row's gradient
     bins: int,  # of GHM-C's histogram; 0: not asked for
     wanted: list[bool],  # gradients of input, linear_weight, linear_bias
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``(losses [N], bin [N], counts [bins], gradients of their sum times factor)``, empty where not asked for.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``(losses [N], lse [N], bin [N], counts [bins], gradients of the losses' sum times factor)``, empty where not
+    asked for.
 
     One operation, so that compilers see no loop. Gradients of sums over rows are in the type of the loss.
     """
     op = autograd.OPS[loss]
     N, C = len(input), len(linear_weight)
-    losses, bin, counts, *grads = results = _results(input, linear_weight, target, bins, wanted)
+    losses, lse, bin, counts, *grads = results = _results(input, linear_weight, target, wants_lse, bins, wanted)
     grad_input, grad_weight, grad_bias = grads
     counts.zero_()
     grad_bias.zero_()
@@ -424,6 +527,7 @@ def _linear_rows(
         N = len(index)
         bin.fill_(-1)
         losses.zero_()
+        lse.zero_()
         grad_input.zero_()
     if N == 0:
         grad_weight.zero_()
@@ -449,11 +553,19 @@ def _linear_rows(
         if bins:
             chunk_counts, bin[rows] = torch.ops.fastloss.gradient_norms(logits, y, bins, ignore_index)
             counts += chunk_counts
-        settings = (y, weight, parameter, ignore_index, autograd._ENUMERATIONS["reduction"]["none"])
+        of_rows = None if sample_weight is None else sample_weight[rows]
+        none = autograd._ENUMERATIONS["reduction"]["none"]
+        z_loss, logit_scale, softcap = extras
+        extended = (z_loss, logit_scale, softcap or None, wants_lse)
+        settings = (y, weight, of_rows, None, parameter, *extended, ignore_index, none)
+        if any(wanted):
+            losses[rows], _, chunk_lse = op.inplace(logits, *settings)
+        else:
+            losses[rows], chunk_lse = op.value(logits, *settings)
+        if wants_lse:
+            lse[rows] = chunk_lse
         if not any(wanted):
-            losses[rows] = op.value(logits, *settings)
             continue
-        losses[rows], _ = op.inplace(logits, *settings)
         if factor is not None:
             torch.ops.fastloss.scale_gradient.inplace(logits, factor[rows], None)
         if wanted[0]:
@@ -488,24 +600,28 @@ def _(
     linear_bias: Tensor | None,
     target: Tensor,
     weight: Tensor | None,
+    sample_weight: Tensor | None,
     loss: str,
     parameter: float,
+    extras: list[float],
     ignore_index: int,
+    wants_lse: bool,
     factor: Tensor | None,
     bins: int,
     wanted: list[bool],
 ) -> Any:
-    return _results(input, linear_weight, target, bins, wanted)
+    return _results(input, linear_weight, target, wants_lse, bins, wanted)
 
 
 def _results(
-    input: Tensor, linear_weight: Tensor, target: Tensor, bins: int, wanted: list[bool]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    input: Tensor, linear_weight: Tensor, target: Tensor, wants_lse: bool, bins: int, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What _linear_rows returns, uninitialised."""
     accumulate = torch.float64 if input.dtype == torch.float64 else torch.float32
     C, H = linear_weight.shape
     return (
         input.new_empty(target.shape, dtype=accumulate),
+        input.new_empty(target.shape if wants_lse else 0, dtype=accumulate),
         input.new_empty(target.shape if bins else 0, dtype=torch.int32),
         input.new_empty(bins, dtype=torch.int64),
         input.new_empty(input.shape if wanted[0] else 0),
@@ -523,9 +639,10 @@ def _ghm_bin_weights(
     running_histogram: Tensor | None,
     num_updates: Tensor | None,
     training: bool,
+    power: float,
 ) -> Tensor:
     return reference.ghm_bin_weight(
-        counts, momentum, normalizer, bias_correction, running_histogram, num_updates, training
+        counts, momentum, normalizer, bias_correction, running_histogram, num_updates, training, power
     )
 
 
@@ -538,6 +655,7 @@ def _(
     running_histogram: Tensor | None,
     num_updates: Tensor | None,
     training: bool,
+    power: float,
 ) -> Any:
     return counts.new_empty(counts.shape, dtype=torch.float64)
 
@@ -552,7 +670,7 @@ class _Linear(modules._Loss):
         shape = f"in_features={linear.in_features}, num_classes={linear.out_features}, bias={linear.bias is not None}"
         return f"{shape}, {super().extra_repr()}"
 
-    def _call(self, function: Callable[..., Tensor], input: Tensor, target: Tensor, **settings: Any) -> Tensor:
+    def _call(self, function: Callable[..., Any], input: Tensor, target: Tensor, **settings: Any) -> Any:
         linear = self.linear
         return function(input, linear.weight, target, linear_bias=linear.bias, **self._settings(), **settings)
 
@@ -584,13 +702,34 @@ class LinearCrossEntropyLoss(_Linear):
         ignore_index: int = -100,
         reduction: str = "mean",
         label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
+        return_lse: bool = False,
+        process_group: Any = None,
     ) -> None:
-        super().__init__(ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)
+        super().__init__(
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            logit_scale=logit_scale,
+            softcap=softcap,
+            return_lse=return_lse,
+            process_group=process_group,
+        )
         self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
         self.register_buffer("weight", weight)
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return self._call(linear_cross_entropy, input, target, weight=self.weight)
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        sample_weight: Tensor | None = None,
+        denominator: Tensor | float | None = None,
+    ) -> Any:
+        of_call: dict[str, Any] = {"sample_weight": sample_weight, "denominator": denominator}
+        return self._call(linear_cross_entropy, input, target, weight=self.weight, **of_call)
 
 
 class LinearFocalLoss(_Linear):
@@ -619,13 +758,34 @@ class LinearFocalLoss(_Linear):
         gamma: float = 2.0,
         ignore_index: int = -100,
         reduction: str = "mean",
+        z_loss: float = 0.0,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
+        return_lse: bool = False,
+        process_group: Any = None,
     ) -> None:
-        super().__init__(gamma=gamma, ignore_index=ignore_index, reduction=reduction)
+        super().__init__(
+            gamma=gamma,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            z_loss=z_loss,
+            logit_scale=logit_scale,
+            softcap=softcap,
+            return_lse=return_lse,
+            process_group=process_group,
+        )
         self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
         self.register_buffer("weight", weight)
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return self._call(linear_focal_loss, input, target, weight=self.weight)
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        sample_weight: Tensor | None = None,
+        denominator: Tensor | float | None = None,
+    ) -> Any:
+        of_call: dict[str, Any] = {"sample_weight": sample_weight, "denominator": denominator}
+        return self._call(linear_focal_loss, input, target, weight=self.weight, **of_call)
 
 
 class LinearGHMCLoss(_Linear, modules._GHMLoss):
@@ -651,14 +811,18 @@ class LinearGHMCLoss(_Linear, modules._GHMLoss):
         momentum: float = 0.0,
         normalizer: str = "nonempty",
         bias_correction: bool = True,
+        power: float = 1.0,
         ignore_index: int = -100,
         reduction: str = "mean",
+        process_group: Any = None,
     ) -> None:
         super().__init__(
             bins=bins,
             momentum=momentum,
             normalizer=normalizer,
             bias_correction=bias_correction,
+            power=power,
+            process_group=process_group,
             ignore_index=ignore_index,
             reduction=reduction,
         )

@@ -10,13 +10,17 @@ from . import functional
 
 
 class _Loss(nn.Module):
-    """Its settings are its attributes, under the names of the function's keywords; they may be assigned anew."""
+    """Its settings are its attributes, under the names of the function's keywords; they may be assigned anew. Those
+    that are tensors are buffers."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
         self._names = tuple(settings)
         for name, value in settings.items():
-            setattr(self, name, value)
+            if isinstance(value, Tensor):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
 
     def _settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self._names}
@@ -25,7 +29,25 @@ class _Loss(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in self._settings().items())
 
 
-class CrossEntropyLoss(_Loss):
+class _SoftmaxLoss(_Loss):
+    """Class weights, and what the softmax losses have beside their own parameter."""
+
+    weight: Tensor | None
+    ignore_index: int
+    reduction: str
+    z_loss: float
+    logit_scale: float
+    softcap: float | None
+    return_lse: bool
+    process_group: Any
+    inplace_backward: bool
+
+    def __init__(self, weight: Tensor | None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.register_buffer("weight", weight)
+
+
+class CrossEntropyLoss(_SoftmaxLoss):
     """:func:`fastloss.cross_entropy` as a module; a drop-in for :class:`torch.nn.CrossEntropyLoss`.
 
     Example:
@@ -34,34 +56,51 @@ class CrossEntropyLoss(_Loss):
         tensor(1.0986)
     """
 
-    weight: Tensor | None
-    ignore_index: int
-    reduction: str
     label_smoothing: float
-    inplace_backward: bool
 
     def __init__(
         self,
         weight: Tensor | None = None,
-        *,
+        size_average: None = None,
         ignore_index: int = -100,
+        reduce: None = None,
         reduction: str = "mean",
         label_smoothing: float = 0.0,
+        *,
+        z_loss: float = 0.0,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
+        return_lse: bool = False,
+        process_group: Any = None,
         inplace_backward: bool = False,
     ) -> None:
+        if size_average is not None or reduce is not None:
+            raise ValueError("size_average and reduce are deprecated in torch and should be None here; use reduction.")
         super().__init__(
+            weight,
             ignore_index=ignore_index,
             reduction=reduction,
             label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            logit_scale=logit_scale,
+            softcap=softcap,
+            return_lse=return_lse,
+            process_group=process_group,
             inplace_backward=inplace_backward,
         )
-        self.register_buffer("weight", weight)
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return functional.cross_entropy(input, target, self.weight, **self._settings())
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        sample_weight: Tensor | None = None,
+        denominator: Tensor | float | None = None,
+    ) -> Any:
+        of_call: dict[str, Any] = {"sample_weight": sample_weight, "denominator": denominator}
+        return functional.cross_entropy(input, target, self.weight, **of_call, **self._settings())
 
 
-class FocalLoss(_Loss):
+class FocalLoss(_SoftmaxLoss):
     """:func:`fastloss.focal_loss` as a module.
 
     Example:
@@ -69,11 +108,7 @@ class FocalLoss(_Loss):
         tensor(0.4883)
     """
 
-    weight: Tensor | None
     gamma: float
-    ignore_index: int
-    reduction: str
-    inplace_backward: bool
 
     def __init__(
         self,
@@ -82,16 +117,38 @@ class FocalLoss(_Loss):
         gamma: float = 2.0,
         ignore_index: int = -100,
         reduction: str = "mean",
+        z_loss: float = 0.0,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
+        return_lse: bool = False,
+        process_group: Any = None,
         inplace_backward: bool = False,
     ) -> None:
-        super().__init__(gamma=gamma, ignore_index=ignore_index, reduction=reduction, inplace_backward=inplace_backward)
-        self.register_buffer("weight", weight)
+        super().__init__(
+            weight,
+            gamma=gamma,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            z_loss=z_loss,
+            logit_scale=logit_scale,
+            softcap=softcap,
+            return_lse=return_lse,
+            process_group=process_group,
+            inplace_backward=inplace_backward,
+        )
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return functional.focal_loss(input, target, self.weight, **self._settings())
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        sample_weight: Tensor | None = None,
+        denominator: Tensor | float | None = None,
+    ) -> Any:
+        of_call: dict[str, Any] = {"sample_weight": sample_weight, "denominator": denominator}
+        return functional.focal_loss(input, target, self.weight, **of_call, **self._settings())
 
 
-class PolyLoss(_Loss):
+class PolyLoss(_SoftmaxLoss):
     """:func:`fastloss.poly_loss` as a module.
 
     Example:
@@ -99,11 +156,7 @@ class PolyLoss(_Loss):
         tensor(1.7653)
     """
 
-    weight: Tensor | None
     epsilon: float
-    ignore_index: int
-    reduction: str
-    inplace_backward: bool
 
     def __init__(
         self,
@@ -112,15 +165,35 @@ class PolyLoss(_Loss):
         epsilon: float = 1.0,
         ignore_index: int = -100,
         reduction: str = "mean",
+        z_loss: float = 0.0,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
+        return_lse: bool = False,
+        process_group: Any = None,
         inplace_backward: bool = False,
     ) -> None:
         super().__init__(
-            epsilon=epsilon, ignore_index=ignore_index, reduction=reduction, inplace_backward=inplace_backward
+            weight,
+            epsilon=epsilon,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            z_loss=z_loss,
+            logit_scale=logit_scale,
+            softcap=softcap,
+            return_lse=return_lse,
+            process_group=process_group,
+            inplace_backward=inplace_backward,
         )
-        self.register_buffer("weight", weight)
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return functional.poly_loss(input, target, self.weight, **self._settings())
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        sample_weight: Tensor | None = None,
+        denominator: Tensor | float | None = None,
+    ) -> Any:
+        of_call: dict[str, Any] = {"sample_weight": sample_weight, "denominator": denominator}
+        return functional.poly_loss(input, target, self.weight, **of_call, **self._settings())
 
 
 class SigmoidFocalLoss(_Loss):
@@ -131,18 +204,93 @@ class SigmoidFocalLoss(_Loss):
         tensor(0.0866)
     """
 
-    alpha: float
-    gamma: float
+    alpha: float | Tensor
+    gamma: float | tuple[float, float]
+    margin: float
     reduction: str
+    process_group: Any
     inplace_backward: bool
 
     def __init__(
-        self, *, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "none", inplace_backward: bool = False
+        self,
+        *,
+        alpha: float | Tensor = 0.25,
+        gamma: float | tuple[float, float] = 2.0,
+        margin: float = 0.0,
+        reduction: str = "none",
+        process_group: Any = None,
+        inplace_backward: bool = False,
     ) -> None:
-        super().__init__(alpha=alpha, gamma=gamma, reduction=reduction, inplace_backward=inplace_backward)
+        super().__init__(
+            alpha=alpha,
+            gamma=gamma,
+            margin=margin,
+            reduction=reduction,
+            process_group=process_group,
+            inplace_backward=inplace_backward,
+        )
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return functional.sigmoid_focal_loss(input, target, **self._settings())
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        mask: Tensor | None = None,
+        *,
+        sample_weight: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+    ) -> Tensor:
+        factors: dict[str, Any] = {"mask": mask, "sample_weight": sample_weight, "denominator": denominator}
+        return functional.sigmoid_focal_loss(input, target, **factors, **self._settings())
+
+
+class AsymmetricLoss(_Loss):
+    """:func:`fastloss.asymmetric_loss` as a module.
+
+    Example:
+        >>> fastloss.AsymmetricLoss()(torch.zeros(2), torch.tensor([0.0, 1.0]))
+        tensor(0.7177)
+    """
+
+    gamma_positive: float
+    gamma_negative: float
+    margin: float
+    alpha: float | Tensor
+    reduction: str
+    process_group: Any
+    inplace_backward: bool
+
+    def __init__(
+        self,
+        *,
+        gamma_positive: float = 0.0,
+        gamma_negative: float = 4.0,
+        margin: float = 0.05,
+        alpha: float | Tensor = -1.0,
+        reduction: str = "sum",
+        process_group: Any = None,
+        inplace_backward: bool = False,
+    ) -> None:
+        super().__init__(
+            gamma_positive=gamma_positive,
+            gamma_negative=gamma_negative,
+            margin=margin,
+            alpha=alpha,
+            reduction=reduction,
+            process_group=process_group,
+            inplace_backward=inplace_backward,
+        )
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        mask: Tensor | None = None,
+        *,
+        sample_weight: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+    ) -> Tensor:
+        factors: dict[str, Any] = {"mask": mask, "sample_weight": sample_weight, "denominator": denominator}
+        return functional.asymmetric_loss(input, target, **factors, **self._settings())
 
 
 class _GHMLoss(_Loss):
@@ -158,7 +306,9 @@ class _GHMLoss(_Loss):
     momentum: float
     normalizer: str
     bias_correction: bool
+    power: float
     reduction: str
+    process_group: Any
     inplace_backward: bool
 
     def __init__(self, *, bins: int, momentum: float, **settings: Any) -> None:
@@ -202,8 +352,10 @@ class GHMCLoss(_GHMLoss):
         momentum: float = 0.0,
         normalizer: str = "nonempty",
         bias_correction: bool = True,
+        power: float = 1.0,
         ignore_index: int = -100,
         reduction: str = "mean",
+        process_group: Any = None,
         inplace_backward: bool = False,
     ) -> None:
         super().__init__(
@@ -211,6 +363,8 @@ class GHMCLoss(_GHMLoss):
             momentum=momentum,
             normalizer=normalizer,
             bias_correction=bias_correction,
+            power=power,
+            process_group=process_group,
             ignore_index=ignore_index,
             reduction=reduction,
             inplace_backward=inplace_backward,
@@ -235,7 +389,9 @@ class SigmoidGHMCLoss(_GHMLoss):
         momentum: float = 0.0,
         normalizer: str = "nonempty",
         bias_correction: bool = True,
+        power: float = 1.0,
         reduction: str = "mean",
+        process_group: Any = None,
         inplace_backward: bool = False,
     ) -> None:
         super().__init__(
@@ -243,7 +399,9 @@ class SigmoidGHMCLoss(_GHMLoss):
             momentum=momentum,
             normalizer=normalizer,
             bias_correction=bias_correction,
+            power=power,
             reduction=reduction,
+            process_group=process_group,
             inplace_backward=inplace_backward,
         )
 

@@ -22,16 +22,26 @@ SOFTMAX_LOSSES = {
     "focal_2": ("focal_loss", {"gamma": 2.0}, True),
     "focal_0.7": ("focal_loss", {"gamma": 0.7}, True),
     "poly": ("poly_loss", {"epsilon": 2.0}, True),
+    "smoothing_extended": ("cross_entropy", {"label_smoothing": 0.1, "z_loss": 0.01, "logit_scale": 1.5}, True),
+    "focal_extended": ("focal_loss", {"z_loss": 0.1, "logit_scale": 0.7, "softcap": 4.0}, True),
     "ghmc": ("ghmc_loss", {"bins": 10}, False),
-    "ghmc_paper": ("ghmc_loss", {"bins": 3, "normalizer": "bins"}, False),
+    "ghmc_paper": ("ghmc_loss", {"bins": 3, "normalizer": "bins", "power": 0.5}, False),
 }
 SIGMOID_LOSSES = {
     "focal": ("sigmoid_focal_loss", {}),
     "focal_0.7": ("sigmoid_focal_loss", {"gamma": 0.7, "alpha": -1.0}),
     "focal_0": ("sigmoid_focal_loss", {"gamma": 0.0, "alpha": 0.6}),
+    "asymmetric": ("asymmetric_loss", {}),
+    "asymmetric_any": ("asymmetric_loss", {"gamma_positive": 0.7, "gamma_negative": 3.0, "margin": 0.1, "alpha": 0.4}),
+    "two_gammas": ("asymmetric_loss", {"gamma_positive": 1.0, "gamma_negative": 2.5, "margin": 0.0}),
     "ghmc": ("sigmoid_ghmc_loss", {"bins": 10}),
     "ghmc_paper": ("sigmoid_ghmc_loss", {"bins": 3, "normalizer": "bins"}),
 }
+
+
+def is_sigmoid(name: str) -> bool:
+    """Whether the decisions of the loss of this name are its logits."""
+    return name.startswith(("sigmoid", "asymmetric"))
 
 
 def first_wide() -> int:
@@ -65,6 +75,13 @@ def make_softmax(shape, dtype=torch.float32, device="cpu", ignored=0.2, target_d
     target = torch.randint(classes, decisions)
     target = torch.where(torch.rand(decisions) < ignored, IGNORE, target)
     return (scale * torch.randn(shape)).to(device, dtype), target.to(device, target_dtype)
+
+
+def probabilities_like(x, dtype=None):
+    """Class probabilities for logits x, some of them 0 and 1, laid out as x's shape is."""
+    class_dim = min(x.dim() - 1, 1)
+    target = (5 * torch.randn(x.shape, device=x.device, dtype=torch.float64)).softmax(class_dim)
+    return torch.where(target > 0.99, 1, torch.where(target < 0.01, 0, target)).to(dtype or x.dtype)
 
 
 def make_sigmoid(shape, dtype=torch.float32, device="cpu", soft=False):
@@ -135,10 +152,17 @@ def check(name, x, target, *args, grad_output=None, **settings):
         return
     # In float64 the truth has rounding errors too.
     unit = (16 if compute == torch.float64 else 6) * torch.finfo(compute).eps
-    decisions = x.numel() if name.startswith("sigmoid") else target.numel()
+    # Scaled logits are rounded once more; of a soft target as many terms are subtracted as there are classes.
+    if "logit_scale" in settings or (target.is_floating_point() and not is_sigmoid(name)):
+        unit *= 2
+    if name == "asymmetric_loss":
+        unit *= 1 + settings.get("gamma_negative", 4.0) / 4  # a power has gamma times the error of its base
+    decisions = x.numel() if is_sigmoid(name) else target.numel()
     # A decision's nll has the rounding of its logits, its gradient that of a number in [-1, 1].
     assert_error(loss, eager[0], truth[0], unit * largest(x, truth[0], 1), 0, what + " loss")
     one = 1 / max(decisions, 1) if settings.get("reduction", "mean") == "mean" else 1.0
+    if one < 1 and settings.get("sample_weight") is not None:  # a decision's share of the mean
+        one = (settings["sample_weight"].max() / settings["sample_weight"].sum()).item()
     dtype_rounding = torch.finfo(x.dtype).eps / 2 if half else 0
     if half and grad_output is not None:
         dtype_rounding *= 2  # rounded once when stored, once when multiplied

@@ -174,6 +174,9 @@ int main(int, char** arguments) {
   measure("log1p_unit", 0, 0.0f, 1.0f, [](f32 x) { return log1p_unit(x); }, log1p_truth);
   measure("sqrt", 0, normal, 1.0f, [](f32 x) { return sqrt(x); }, [](double x) { return std::sqrt(x); });
   measure("one_minus_p", 0, 0.0f, 200.0f, [](f32 nll) { return one_minus_p(nll, exp(-nll)); }, one_minus_p_truth);
+  auto nll_truth = [](double p) { return -std::log(p); };
+  measure("nll_of", 0, normal, 0.5f, [](f32 p) { return nll_of(p, 1 - p); }, nll_truth);
+  measure("nll_of", 1, 0.0f, 0.5f, [](f32 q) { return nll_of(1 - q, q); }, [=](double q) { return -log1p_truth(-q); });
   const uint64_t all = stride;
   stride *= 31;  // pow takes long in double
   for (float gamma : {0.01f, 0.3f, 0.5f, 0.7f, 1.5f, 2.5f, 3.0f, 5.0f, 7.77f, 16.0f}) {
@@ -194,6 +197,9 @@ int main(int, char** arguments) {
   expect("pow", 1e-30f, pow(f32{} + 1e-30f, 2.5f)[0], 0);
   expect("one_minus_p", INFINITY, one_minus_p(f32{} + INFINITY, f32{})[0], 1);
   expect("one_minus_p", NAN, one_minus_p(f32{} + NAN, f32{} + NAN)[0], NAN);
+
+  expect("nll_of", NAN, nll_of(f32{} + NAN, f32{} + NAN)[0], NAN);
+  expect("nll_of", 0, nll_of(f32{} + 1, f32{})[0], 0);
 
   check_storage<bfloat16>("bfloat16", 7);
   check_storage<float16>("float16", 10);

@@ -1,8 +1,8 @@
 """The losses from their published formulas in numpy's long double, with gradients by hand: an oracle that shares
 nothing with fastloss, its reference or autograd. Beside each number stands what rounding may make of it.
 
-Formulas: Lin et al. 2017 (focal), Szegedy et al. 2016, section 7 (smoothing), Leng et al. 2022, section
-4.1 (poly-1), Li et al. 2019, section 3.2 (GHM-C).
+Formulas: Lin et al. 2017 (focal), Ridnik et al. 2021, section 3 (asymmetric), Szegedy et al. 2016, section 7
+(smoothing), Leng et al. 2022, section 4.1 (poly-1), Li et al. 2019, section 3.2 (GHM-C).
 """
 
 from dataclasses import dataclass
@@ -29,10 +29,15 @@ class Decisions:
         return Decisions(
             factor * self.value,
             each * self.derivative,
-            factor * (self.value_error + relative_error * np.abs(self.value)),
-            each * (self.derivative_error + relative_error * np.abs(self.derivative)),
+            anything(np.abs(factor) * (self.value_error + relative_error * np.abs(self.value))),
+            anything(np.abs(each) * (self.derivative_error + relative_error * np.abs(self.derivative))),
             self.norm,
         )
+
+
+def anything(error):
+    """0 times what may be anything may be anything."""
+    return np.where(np.isnan(error), np.inf, error)
 
 
 def focal(nll, gamma):
@@ -81,6 +86,45 @@ def softmax_decisions(x, y, info, *, weight=None, gamma=0.0, epsilon=0.0, smooth
     return Decisions(loss, derivative, unit * error, unit * (with_slope[:, None] + np.abs(derivative)), -np.expm1(-nll))
 
 
+def asymmetric_decisions(x, t, info, *, alpha=-1.0, gamma_positive, gamma_negative, margin):
+    """x [N], t [N] in [0, 1], alpha a number or [N]; a soft target has a share of both losses."""
+    e = np.exp(-np.abs(x))
+    p, q = np.where(x >= 0, 1, e) / (1 + e), np.where(x >= 0, e, 1) / (1 + e)
+    p, q = np.where(np.isnan(x), x, p), np.where(np.isnan(x), x, q)
+    unit = 16 * LONG(info.eps)
+    one, slope = focal(np.maximum(-x, 0) + np.log1p(e), gamma_positive)
+    of_one = -slope * q
+    size = 1 + np.where(np.isfinite(x), np.abs(x), 1)
+    if margin:
+        margin = LONG(info.dtype.type(margin))
+        shifted, discarded = p - margin, p <= margin
+        zero, slope = focal(np.where(discarded, 0, -np.log(q + margin)), gamma_negative)
+        zero, of_zero = np.where(discarded, 0, zero), np.where(discarded, 0, slope * p * q / (q + margin))
+        # p - margin has lost digits; at the margin itself rounding decides.
+        lost = np.where(np.abs(shifted) <= 8 * unit, np.inf, (p + margin) / np.where(shifted == 0, 1, np.abs(shifted)))
+        lost = np.where(discarded & np.isfinite(lost), 0, lost)
+        steep = np.where(discarded, 0, np.abs(zero) + np.abs(of_zero))
+        zero_error, of_zero_error = lost * steep, lost * steep
+        at = np.isinf(lost)
+        zero_error, of_zero_error = np.where(at, 1, zero_error), np.where(at, np.inf, of_zero_error)
+    else:
+        zero, slope = focal(np.maximum(x, 0) + np.log1p(e), gamma_negative)
+        of_zero, zero_error, of_zero_error = slope * p, 0, 0
+    weighted = np.all(np.asarray(alpha) >= 0)
+    of_positive, of_negative = (alpha, 1 - alpha) if weighted else (1, 1)
+    # A label without a share in a term has nothing of it; alpha is a factor like any other.
+    rest = of_negative * (1 - t)
+    times = lambda share, part: np.where(share == 0, 0, share * part)  # noqa: E731
+    gamma = max(gamma_positive, gamma_negative)
+    return Decisions(
+        times(t, of_positive * one) + times(1 - t, of_negative * zero),
+        (times(t, of_positive * of_one) + times(1 - t, of_negative * of_zero))[:, None],
+        unit * (1 + gamma) * (size + times(rest, zero_error)),
+        unit * (1 + gamma) * (1 + times(rest, of_zero_error))[:, None],
+        p,
+    )
+
+
 def sigmoid_decisions(x, t, info, *, alpha=-1.0, gamma=0.0):
     """x [N], t [N] in [0, 1]."""
     hard = (t == 0) | (t == 1)
@@ -105,7 +149,7 @@ def sigmoid_decisions(x, t, info, *, alpha=-1.0, gamma=0.0):
         derivative = np.where(hard, derivative, soft_derivative)
         norm = np.where(hard, norm, np.abs(p - t))
         nll = np.where(hard, nll, bce)
-    factor = alpha * t + (1 - alpha) * (1 - t) if alpha >= 0 else np.ones_like(x)
+    factor = alpha * t + (1 - alpha) * (1 - t) if np.all(np.asarray(alpha) >= 0) else np.ones_like(x)
     unit = 16 * LONG(info.eps)
     # The cross entropy of a soft target is a difference of numbers of the size of x.
     size = 1 + np.where(np.isfinite(nll), np.abs(nll), 1) + np.where(np.isfinite(x) & ~hard, np.abs(x), 0)

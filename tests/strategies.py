@@ -61,6 +61,7 @@ class Ghm:
     normalizer: str = "nonempty"
     momentum: float = 0.0
     bias_correction: bool = True
+    power: float = 1.0
     training: bool = True
     history: bool = False  # of a state that has seen other batches
 
@@ -86,9 +87,13 @@ class Case:
     ignore_index: int = -100
     target_dtype: str = "int64"
     weights: str = "none"  # or ones of WEIGHTS
+    samples: str = "none"  # sample weights, likewise
     # sigmoid
     soft: float = 0.0
     masked: bool = False
+    alphas: tuple[bool, ...] | None = None  # alpha is a tensor, of these dimensions
+    weighted: tuple[bool, ...] | None = None  # sample weights, of these dimensions; weights says which
+    denominator: float | None = None
 
     def generator(self):
         return torch.Generator().manual_seed(self.seed)
@@ -158,6 +163,7 @@ def ghms():
         normalizer=st.sampled_from(["nonempty", "bins"]),
         momentum=st.sampled_from([0.0, 0.0, 0.5, 0.9, 0.999]),
         bias_correction=st.booleans(),
+        power=st.sampled_from([1.0, 1.0, 0.5, 0.0, 0.3]),
         training=st.booleans(),
         history=st.booleans(),
     )
@@ -221,6 +227,13 @@ def softmax_cases(draw):
     call = draw(calls(name))
     classes = call["shape"][min(len(call["shape"]) - 1, 1)]
     target_dtype = draw(st.sampled_from(["int64", "int32"]))
+    factors = {}
+    if name != "ghmc_loss":
+        factors["weights"] = draw(st.sampled_from(["none", "none", *WEIGHTS]))
+        factors["samples"] = draw(st.sampled_from(["none", "none", "positive", "zeros", "all zero", "negative", "nan"]))
+    # As for the sigmoid losses.
+    if call["reduction"] == "mean" and factors.get("weights") not in ("huge", "tiny"):
+        factors["denominator"] = draw(st.sampled_from([None, None, 7.0, 0.25, -3.0]))
     far = (2**60, -(2**60)) if target_dtype == "int64" else (2**31 - 1, -(2**31))
     return Case(
         **call,
@@ -228,7 +241,7 @@ def softmax_cases(draw):
         ignored=draw(st.sampled_from([0.0, 0.2, 0.9, 1.0])),
         ignore_index=draw(st.sampled_from([-100, -1, 0, classes - 1, classes, *far])),
         target_dtype=target_dtype,
-        weights="none" if name == "ghmc_loss" else draw(st.sampled_from(["none", "none", *WEIGHTS])),
+        **factors,
     )
 
 
@@ -256,16 +269,27 @@ def linear_cases(draw):
 
 @st.composite
 def sigmoid_cases(draw):
-    name = draw(st.sampled_from(["sigmoid_focal_loss", "sigmoid_ghmc_loss"]))
+    name = draw(st.sampled_from(["sigmoid_focal_loss", "asymmetric_loss", "sigmoid_ghmc_loss"]))
+    alpha = draw(st.sampled_from([0.25, -1.0, 0.0, 1.0]) | st.floats(0, 1, width=16))
     settings = {}
     if name == "sigmoid_focal_loss":
-        settings = {
-            "alpha": draw(st.sampled_from([0.25, -1.0, 0.0, 1.0]) | st.floats(0, 1, width=16)),
-            "gamma": draw(gammas()),
-        }
+        settings = {"alpha": alpha, "gamma": draw(gammas())}
+    elif name == "asymmetric_loss":
+        settings = {"alpha": alpha, "gamma_positive": draw(gammas()), "gamma_negative": draw(gammas())}
+        settings["margin"] = draw(st.sampled_from([0.05, 0.0, 0.3, 1.0]) | st.floats(2**-10, 1, width=16))
+    call = draw(calls(name))
+    factors = {}
+    if name != "sigmoid_ghmc_loss":
+        some = st.tuples(*[st.booleans() for _ in call["shape"]])
+        factors = {"alphas": draw(st.none() | some), "weighted": draw(st.none() | some)}
+        factors["weights"] = draw(st.sampled_from([*WEIGHTS])) if factors["weighted"] is not None else "none"
+        # Weights of 1e25 over 7 are beyond float16, whose gradients are stored times what the largest needs.
+        if call["reduction"] == "mean" and factors["weights"] not in ("huge", "tiny"):
+            factors["denominator"] = draw(st.sampled_from([None, None, 7.0, 0.25, -3.0]))
     return Case(
-        **draw(calls(name)),
+        **call,
+        **factors,
         settings=settings,
         soft=draw(st.sampled_from([0.0, 0.0, 0.3, 1.0])),
-        masked="ghmc" in name and draw(st.booleans()),
+        masked=draw(st.booleans()),
     )

@@ -11,6 +11,7 @@ import fastloss
 
 INFO = fastloss.build_info()
 NUMERIC = [
+    "test_asymmetric_loss.py",
     "test_cross_entropy.py",
     "test_determinism.py::test_rows_do_not_depend_on_their_neighbours",
     "test_equivalence.py",

@@ -40,6 +40,7 @@ def test_every_loss(loss, device):
 
 
 MODULES = {
+    "AsymmetricLoss": {},
     "CrossEntropyLoss": {"label_smoothing": 0.1},
     "FocalLoss": {},
     "GHMCLoss": {"momentum": 0.9},
@@ -54,7 +55,7 @@ def test_inductor(name, inplace, device):
     """A module's training steps, and the validation between them, which wants no gradient."""
     eager, traced = (getattr(fastloss, name)(**MODULES[name], inplace_backward=inplace).to(device) for _ in range(2))
     compiled = torch.compile(lambda x, target: traced(x * 2, target), fullgraph=True)
-    x, target = (make_sigmoid if name.startswith("Sigmoid") else make_softmax)((20, 7), device=device)
+    x, target = (make_sigmoid if name.startswith(("Sigmoid", "Asymmetric")) else make_softmax)((20, 7), device=device)
     for training in (True, False, True):
         eager.train(training), traced.train(training)
         if training:

@@ -20,6 +20,7 @@ from cases import (
     layouts,
     make_sigmoid,
     make_softmax,
+    probabilities_like,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,8 +44,12 @@ ND_SHAPES = [
 ]
 
 
+PROBABILITIES = {"label_smoothing": 0.1}
+CHECKED = [*SOFTMAX_LOSSES, "probabilities"]
+
+
 def softmax_check(loss, x, target, reduction, weighted):
-    name, options, takes_weight = SOFTMAX_LOSSES[loss]
+    name, options, takes_weight = SOFTMAX_LOSSES.get(loss, ("cross_entropy", PROBABILITIES, True))
     args = []
     if "bins" in options:
         target = ignore_bin_edges(x, target, options["bins"])
@@ -54,11 +59,14 @@ def softmax_check(loss, x, target, reduction, weighted):
     grad_output = torch.rand(target.shape, device=x.device) + 0.5 if reduction == "none" else None
     if grad_output is not None and x.dtype == torch.float64:
         grad_output = grad_output.double()
+    if loss == "probabilities":
+        options = options | {"sample_weight": torch.rand(target.shape, device=x.device)}
+        target = probabilities_like(x, x.dtype if weighted else torch.float32)
     check(name, x, target, *args, grad_output=grad_output, reduction=reduction, **options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("loss", SOFTMAX_LOSSES)
+@pytest.mark.parametrize("loss", CHECKED)
 def test_softmax_shapes(loss, dtype, device):
     turn = itertools.count()
     for classes in CLASSES:
@@ -74,7 +82,7 @@ def test_softmax_shapes(loss, dtype, device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("loss", SOFTMAX_LOSSES)
+@pytest.mark.parametrize("loss", CHECKED)
 def test_softmax_layouts(loss, dtype, device):
     turn = itertools.count()
     for shape in [(35, 11), (18, NARROW), (18, WIDE), (3, 11, 5, 7), (2, WIDE, 3, 6), (3, 5, 2, 3, 4), (40, 1)]:
@@ -87,7 +95,7 @@ def test_softmax_layouts(loss, dtype, device):
             softmax_check(loss, view, target, REDUCTIONS[next(turn) % 3], weighted=True)
 
 
-@pytest.mark.parametrize("loss", SOFTMAX_LOSSES)
+@pytest.mark.parametrize("loss", CHECKED)
 def test_softmax_alignments(loss, device):
     for dtype, shape, offset in itertools.product(DTYPES, [(37, 11), (19, 16), (5, WIDE)], range(17)):
         x, target = make_softmax(shape, dtype, device)
@@ -186,6 +194,6 @@ def random_views(draw):
 
 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
-@given(random_views(), st.sampled_from(list(SOFTMAX_LOSSES)), st.sampled_from(REDUCTIONS), st.booleans())
+@given(random_views(), st.sampled_from(CHECKED), st.sampled_from(REDUCTIONS), st.booleans())
 def test_any_view(view_and_target, loss, reduction, weighted):
     softmax_check(loss, *view_and_target, reduction, weighted)

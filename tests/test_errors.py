@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import IGNORE
+from cases import IGNORE, is_sigmoid
 
 import fastloss
 
@@ -44,10 +44,9 @@ SOFTMAX = [
     ({"input": zeros(0)}, r"input has shape \(0,\), but should have at least one class"),
     ({"input": zeros(4, 3, 2)}, r"target has shape \(4,\), but should be \(4, 2\): input's shape \(4, 3, 2\) without"),
     ({"input": zeros(3)}, r"target has shape \(4,\), but should be \(\)"),
-    ({"target": zeros(4)}, r"target has dtype Float, but should have int64 or int32"),
     ({"target": zeros(4, dtype=torch.int8)}, r"target has dtype Char, but should"),
     ({"target": zeros(4, dtype=torch.bool)}, r"target has dtype Bool, but should"),
-    ({"target": zeros(4, 3)}, r"target has shape \(4, 3\), but should be \(4,\)"),
+    ({"target": zeros(4, 3, dtype=torch.int64)}, r"target has shape \(4, 3\), but should be \(4,\)"),
 ]
 OUT_OF_RANGE = [
     ({"target": torch.tensor([0, 3, 1, 2])}, r"target has the value 3 \(at flat index 1\), but should be in \[0, 3\)"),
@@ -94,14 +93,58 @@ MASKS = [
     ({"mask": zeros(4)}, r"mask has shape \(4,\), but should have input's shape \(4, 3\)"),
     ({"mask": torch.zeros(4, 3, device="meta")}, r"mask"),
 ]
-ALPHA = [({"alpha": value}, r"alpha is .*, but should be in") for value in (1.5, NAN)]
+ALPHA = [
+    *[({"alpha": value}, r"alpha is .*, but should be in") for value in (1.5, NAN)],
+    (
+        {"alpha": torch.tensor([0.5, 1.5, 0.5])},
+        r"alpha has the value 1.5 \(at flat index 1\), but should be in \[0, 1\]",
+    ),
+    ({"alpha": torch.full((4, 1), -0.5)}, r"alpha has the value -0.5 \(at flat index 0\)"),
+    ({"alpha": zeros(4)}, r"alpha has shape \(4,\), but should broadcast to input's shape \(4, 3\)"),
+    ({"alpha": zeros(1, 4, 3)}, r"alpha has shape \(1, 4, 3\), but should broadcast to input's shape \(4, 3\)"),
+    ({"alpha": zeros(3, dtype=torch.int64)}, r"alpha has dtype Long, but should"),
+    ({"alpha": zeros(3).requires_grad_()}, r"alpha requires grad"),
+]
+FACTORS = [
+    (
+        {"sample_weight": zeros(2, 3)},
+        r"sample_weight has shape \(2, 3\), but should broadcast to input's shape \(4, 3\)",
+    ),
+    ({"sample_weight": zeros(4, 3, 1)}, r"sample_weight has shape \(4, 3, 1\), but should broadcast"),
+    ({"sample_weight": zeros(3, dtype=torch.bool)}, r"sample_weight has dtype Bool, but should"),
+    ({"sample_weight": zeros(3).requires_grad_()}, r"sample_weight requires grad"),
+    ({"sample_weight": torch.zeros(4, 1, device="meta")}, r"sample_weight"),
+    ({"denominator": zeros(2), "reduction": "mean"}, r"denominator has shape \(2,\) .* should be a number or a tensor"),
+    ({"denominator": "batch", "reduction": "mean"}, r"denominator is of type str, but should be a tensor"),
+    (
+        {"denominator": 3, "reduction": "sum"},
+        r"denominator is given, but should be None: it is what reduction='mean' divides by",
+    ),
+    ({"denominator": zeros(), "reduction": "none"}, r"denominator is given, but should be None"),
+    ({"denominator": torch.tensor(1.0, requires_grad=True), "reduction": "mean"}, r"denominator requires grad"),
+]
+MARGIN = [({"margin": value}, r"margin is .*, but should be in \[0, 1\]") for value in (-0.1, 1.1, NAN)]
+GAMMAS = [
+    *[
+        ({"gamma": value}, r"gamma is \(.*\), but should be a number, or two")
+        for value in ((), (1.0,), (1.0, 2.0, 3.0))
+    ],
+    ({"gamma": (-1.0, 2.0)}, r"gamma_positive is -1, but should be in \[0, 16\]"),
+    ({"gamma": (1.0, 17.0)}, r"gamma_negative is 17, but should be in \[0, 16\]"),
+]
+ASYMMETRIC = [
+    ({name: value}, rf"{name} is .*, but should be in \[0, 16\]")
+    for name in ("gamma_positive", "gamma_negative")
+    for value in (-1.0, 16.5, NAN)
+]
 
 VALUE_ERRORS = {
     "cross_entropy": INPUTS + SOFTMAX + WEIGHTS + SMOOTHING,
     "focal_loss": INPUTS + SOFTMAX + WEIGHTS + GAMMA,
     "poly_loss": INPUTS + SOFTMAX + WEIGHTS + EPSILON,
     "ghmc_loss": INPUTS + SOFTMAX + GHM,
-    "sigmoid_focal_loss": INPUTS + SIGMOID + GAMMA + ALPHA,
+    "sigmoid_focal_loss": INPUTS + SIGMOID + GAMMA + GAMMAS + MARGIN + ALPHA + MASKS + FACTORS,
+    "asymmetric_loss": INPUTS + SIGMOID + ASYMMETRIC + MARGIN + ALPHA + MASKS + FACTORS,
     "sigmoid_ghmc_loss": INPUTS + SIGMOID + GHM + MASKS,
 }
 CASES = [(name, change, ValueError, words) for name, cases in VALUE_ERRORS.items() for change, words in cases]
@@ -112,7 +155,7 @@ for name in ("cross_entropy", "focal_loss", "poly_loss", "ghmc_loss"):
 @pytest.mark.parametrize("name, change, error, words", CASES, ids=[f"{case[0]}: {case[3]}" for case in CASES])
 def test_refusal(name, change, error, words):
     """With and without a gradient, also where it would be written over the logits."""
-    make = sigmoid_arguments if name.startswith("sigmoid") else softmax_arguments
+    make = sigmoid_arguments if is_sigmoid(name) else softmax_arguments
     for requires_grad, inplace in ((False, False), (True, False), (True, True)):
         arguments = {**make(), **change}
         logits = arguments["input"] = arguments["input"].clone()
@@ -182,7 +225,7 @@ def test_what_is_no_tensor_is_refused_by_name():
 
 @pytest.mark.parametrize("name", ["ghmc_loss", "sigmoid_ghmc_loss"])
 def test_state_that_no_training_step_leaves_is_refused(name):
-    make = sigmoid_arguments if name.startswith("sigmoid") else softmax_arguments
+    make = sigmoid_arguments if is_sigmoid(name) else softmax_arguments
     one = torch.ones(10, dtype=torch.int64)
     cases = [
         (state(updates=-one), r"num_updates has the value -1 at bin 0, but should not be negative"),

@@ -43,35 +43,29 @@ def op_samples(name, dtype):
 
 
 def cross_entropy_samples(dtype):
-    """(logits, class indices, settings)."""
+    """(logits, class indices or probabilities, settings): all that torch has."""
     samples = op_samples("nn.functional.cross_entropy", dtype)
-    of_indices = [sample for sample in samples if not sample[1].is_floating_point()]
-    assert len(of_indices) >= 10
-    return of_indices
+    soft = [target.is_floating_point() for _, target, _ in samples]
+    assert sum(soft) >= 8 and len(soft) - sum(soft) >= 10
+    return [(x, target.detach(), settings) for x, target, settings in samples]
+
+
+def class_indices(samples):
+    return [sample for sample in samples if not sample[1].is_floating_point()]
 
 
 @EAGER
 def test_cross_entropy_samples(dtype, device):
     for x, target, settings in cross_entropy_samples(dtype):
         x, target = x.to(device), target.to(device)
-        expected = differentiate(F.cross_entropy, up(x), target, **up(settings))
+        expected = differentiate(F.cross_entropy, up(x), up(target), **up(settings))
         assert_as_torch(differentiate(fastloss.cross_entropy, x, target, **settings), expected, dtype)
-
-
-@EAGER
-def test_cross_entropy_samples_with_probabilities(dtype):
-    """torch also takes class probabilities; what is not supported is refused, never taken for indices."""
-    samples = [s for s in op_samples("nn.functional.cross_entropy", dtype) if s[1].is_floating_point()]
-    assert len(samples) >= 8
-    for x, target, settings in samples:
-        with pytest.raises(ValueError, match=r"target has (shape|dtype) .*, but should"):
-            fastloss.cross_entropy(x, target, **settings)
 
 
 @EAGER
 def test_focal_loss_without_focus(dtype):
     """gamma = 0 is cross entropy: the same samples, without smoothing."""
-    for x, target, settings in cross_entropy_samples(dtype):
+    for x, target, settings in class_indices(cross_entropy_samples(dtype)):
         if settings.get("label_smoothing", 0) == 0:
             settings = {key: value for key, value in settings.items() if key != "label_smoothing"}
             expected = differentiate(F.cross_entropy, up(x), target, **up(settings))
@@ -102,7 +96,7 @@ def test_forward_mode_of_samples(dtype):
             lambda x, target=target, settings=settings: fastloss.cross_entropy(x, target, **settings), (x,), (tangent,)
         )
         _, expected = torch.func.jvp(
-            lambda x, target=target, settings=settings: F.cross_entropy(x, target, **up(settings)),
+            lambda x, target=target, settings=settings: F.cross_entropy(x, up(target), **up(settings)),
             (up(x),),
             (up(tangent),),
         )
@@ -130,27 +124,25 @@ def module_samples(module, dtype):
 
 @EAGER
 def test_module_samples(dtype):
-    checked = refused = 0
+    soft = []
     for args, settings, x, target in module_samples(torch.nn.CrossEntropyLoss, dtype):
         module = fastloss.CrossEntropyLoss(*args, **settings)
-        if target.is_floating_point():
-            refused += 1
-            with pytest.raises(ValueError, match=r"target has (shape|dtype) .*, but should"):
-                module(x, target)
-            continue
-        checked += 1
-        expected = differentiate(torch.nn.CrossEntropyLoss(*up(args), **up(settings)), up(x), target)
-        assert_as_torch(differentiate(module, x, target), expected, dtype)
-    assert checked >= 60 and refused >= 30
+        soft.append(target.is_floating_point())
+        expected = differentiate(torch.nn.CrossEntropyLoss(*up(args), **up(settings)), up(x), up(target))
+        assert_as_torch(differentiate(module, x, target.detach()), expected, dtype)
+    assert sum(soft) >= 30 and len(soft) - sum(soft) >= 60
 
 
 def test_module_takes_what_torchs_takes():
-    """Every setting of torch's module that is not deprecated, under its name and with its default."""
-    torchs = inspect.signature(torch.nn.CrossEntropyLoss).parameters
-    ours = inspect.signature(fastloss.CrossEntropyLoss).parameters
-    for name, parameter in torchs.items():
-        if name not in ("size_average", "reduce"):
-            assert ours[name].default == parameter.default
+    """Every setting of torch's, under its name, in its place and with its default."""
+    for theirs, ours in (
+        (torch.nn.CrossEntropyLoss, fastloss.CrossEntropyLoss),
+        (F.cross_entropy, fastloss.cross_entropy),
+    ):
+        torchs, own = (inspect.signature(f).parameters for f in (theirs, ours))
+        assert list(own)[: len(torchs)] == list(torchs)
+        for name, parameter in torchs.items():
+            assert own[name].default == parameter.default and own[name].kind == parameter.kind
 
 
 # ---- published numbers

@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from cases import REDUCTIONS, SIGMOID_LOSSES, SOFTMAX_LOSSES, WIDE, differentiate, make_sigmoid, make_softmax
+from cases import (
+    REDUCTIONS,
+    SIGMOID_LOSSES,
+    SOFTMAX_LOSSES,
+    WIDE,
+    differentiate,
+    is_sigmoid,
+    make_sigmoid,
+    make_softmax,
+)
 
 import fastloss
 
@@ -15,7 +24,7 @@ def test_is_computed_in_float32(dtype, device):
     """The same loss as the logits converted to float32, bit for bit; the gradient is that one, rounded once."""
     for shape in [(40, 11), (9, WIDE), (3, 5, 4)]:
         for name, options in ALL:
-            make = make_sigmoid if name.startswith("sigmoid") else make_softmax
+            make = make_sigmoid if is_sigmoid(name) else make_softmax
             x, target = make(shape, dtype, device)
             for reduction in REDUCTIONS:
                 loss, grad = differentiate(getattr(fastloss, name), x, target, reduction=reduction, **options)
@@ -122,7 +131,7 @@ def test_extremes(dtype, device):
 def test_autocast_leaves_logits_as_they_are(dtype, device):
     for logits_dtype in (dtype, torch.float32):
         for name, options in ALL:
-            make = make_sigmoid if name.startswith("sigmoid") else make_softmax
+            make = make_sigmoid if is_sigmoid(name) else make_softmax
             x, target = make((20, 7), logits_dtype, device)
             expected = differentiate(getattr(fastloss, name), x, target, **options)
             with torch.autocast(device, dtype=dtype):

@@ -231,16 +231,13 @@ def test_float16_takes_any_size_of_upstream_gradient(device):
         upstream = torch.rand(64, device=device) * size
         _, expected = run(reference.linear_cross_entropy, exact, target, {"reduction": "none"}, upstream.double())
         x, W, b = (t.detach().requires_grad_() for t in tensors)
-        seen = []
         # As sums are accumulated: before they are rounded to float16, which 1e-9 does not survive.
         rows = (
             *linear._cast(x.detach(), W.detach(), b.detach(), target, torch.float16),
-            None,
-            "cross_entropy",
-            0.0,
-            -100,
+            *(None, None, "cross_entropy", 0.0, [0.0, 1.0, 0.0], -100, False),
         )
-        _, _, _, _, *seen = linear._linear_rows(*rows, upstream, 0, [False, True, True])
+        *_, seen_weight, seen_bias = linear._linear_rows(*rows, upstream, 0, [False, True, True])
+        seen = (seen_weight, seen_bias)
         for grad, expected_grad in zip(seen, expected[1:], strict=True):
             assert grad.dtype == torch.float32
             assert_near(grad, expected_grad, 2e-3)
@@ -391,7 +388,7 @@ def test_target_out_of_range_leaves_the_running_statistics():
 def test_torchs_own_arguments():
     theirs = inspect.signature(F.linear_cross_entropy).parameters
     ours = inspect.signature(fastloss.linear_cross_entropy).parameters
-    assert set(ours) == set(theirs) - {"options"}
+    assert set(ours) >= set(theirs) - {"options"}
     (x, W, b), target = make((20,))
     settings = {"linear_bias": b, "weight": torch.rand(37, dtype=x.dtype), "label_smoothing": 0.2, "ignore_index": -100}
     torch.testing.assert_close(
@@ -433,3 +430,22 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 64 << 10
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("name", ["linear_cross_entropy", "linear_focal_loss"])
+def test_settings_of_the_whole_loss(name, reduction, device):
+    """Sample weights, a denominator, extras and logsumexp, as the loss of whole logits has them."""
+    (x, W, b), target = make((20,), device=device)
+    settings = {"sample_weight": torch.rand(target.shape, dtype=x.dtype, device=device), "reduction": reduction}
+    settings |= {"z_loss": 0.1, "logit_scale": 0.7, "softcap": 5.0, "return_lse": True}
+    if reduction == "mean":
+        settings["denominator"] = torch.tensor(7, device=device)
+    outcomes = []
+    for function in (getattr(fastloss, name), getattr(reference, name)):
+        leaves = [t.detach().requires_grad_() for t in (x, W, b)]
+        value, lse = function(*leaves[:2], target, linear_bias=leaves[2], **settings)
+        assert lse.shape == target.shape
+        value.sum().backward()
+        outcomes.append((value.detach(), lse.detach(), *(t.grad for t in leaves)))
+    torch.testing.assert_close(*outcomes)

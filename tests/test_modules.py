@@ -12,6 +12,7 @@ from cases import differentiate, make_sigmoid, make_softmax
 import fastloss
 
 MODULES = {
+    "AsymmetricLoss": ("asymmetric_loss", {"gamma_positive": 1.0, "margin": 0.1, "alpha": 0.6, "reduction": "none"}),
     "CrossEntropyLoss": ("cross_entropy", {"label_smoothing": 0.1, "ignore_index": 3, "reduction": "sum"}),
     "FocalLoss": ("focal_loss", {"gamma": 0.7, "ignore_index": 3, "reduction": "none"}),
     "GHMCLoss": ("ghmc_loss", {"bins": 7, "normalizer": "bins", "ignore_index": 3, "reduction": "sum"}),
@@ -19,18 +20,19 @@ MODULES = {
     "SigmoidFocalLoss": ("sigmoid_focal_loss", {"alpha": 0.6, "gamma": 0.7, "reduction": "mean"}),
     "SigmoidGHMCLoss": ("sigmoid_ghmc_loss", {"bins": 7, "normalizer": "bins", "reduction": "none"}),
 }
+SIGMOID = ("Sigmoid", "Asymmetric")  # how their names begin
 GHM = ["GHMCLoss", "SigmoidGHMCLoss"]
 
 
 def make(name, device="cpu"):
-    return (make_sigmoid if name.startswith("Sigmoid") else make_softmax)((30, 5), device=device)
+    return (make_sigmoid if name.startswith(SIGMOID) else make_softmax)((30, 5), device=device)
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_equals_the_function(module, device):
     name, settings = MODULES[module]
     x, target = make(module, device)
-    if not module.startswith("Sigmoid"):
+    if not module.startswith(SIGMOID):
         target = target.clamp(min=0)
     function = getattr(fastloss, name)
     for options in ({}, settings):
@@ -49,7 +51,8 @@ def test_equals_the_function(module, device):
 def test_takes_the_functions_settings(module):
     """Same names and defaults; what a call brings (logits, target, mask) and the state are not settings."""
     function = inspect.signature(getattr(fastloss, MODULES[module][0])).parameters
-    call = {"input", "target", "mask", "running_histogram", "num_updates", "training"}
+    call = {"input", "target", "mask", "sample_weight", "denominator", "counts"}
+    call |= {"running_histogram", "num_updates", "training"}
     expected = {name: (p.default, p.kind) for name, p in function.items() if name not in call}
     parameters = inspect.signature(getattr(fastloss, module)).parameters
     assert {name: (p.default, p.kind) for name, p in parameters.items()} == expected
@@ -68,7 +71,7 @@ def test_attributes_are_the_settings(module, device):
     """As in torch.nn: what is assigned to a module is what its next call takes."""
     name, settings = MODULES[module]
     x, target = make(module, device)
-    target = target if module.startswith("Sigmoid") else target.clamp(min=0)
+    target = target if module.startswith(SIGMOID) else target.clamp(min=0)
     changed = getattr(fastloss, module)()
     for setting, value in settings.items():
         setattr(changed, setting, value)
@@ -91,7 +94,7 @@ def test_symbolic_trace(module, device):
             return self.loss(x * 2, target)
 
     x, target = make(module, device)
-    target = target if module.startswith("Sigmoid") else target.clamp(min=0)
+    target = target if module.startswith(SIGMOID) else target.clamp(min=0)
     model = Model()
     traced = torch.fx.symbolic_trace(model)
     assert getattr(fastloss, MODULES[module][0]) in [node.target for node in traced.graph.nodes]
@@ -106,6 +109,19 @@ def test_class_weights_are_a_buffer(device):
         x, target = make_softmax((30, 5), device=device)
         assert module(x, target).isfinite()
         assert module.half()(x, target).isfinite()
+
+
+@pytest.mark.parametrize("module", ["SigmoidFocalLoss", "AsymmetricLoss"])
+def test_what_a_call_of_a_sigmoid_loss_brings(module, device):
+    """A mask, weights, a denominator; a number a class is a buffer."""
+    x, target = make(module, device)
+    mask, weight, alpha = target > 0.5, torch.rand(30, 1, device=device), torch.rand(5)
+    ours = getattr(fastloss, module)(alpha=alpha, reduction="mean").to(device)
+    assert torch.equal(ours.state_dict()["alpha"].cpu(), alpha) and "alpha" in repr(ours)
+    got = ours(x, target, mask, sample_weight=weight, denominator=7)
+    function = getattr(fastloss, MODULES[module][0])
+    settings = {"alpha": alpha.to(device), "reduction": "mean", "denominator": 7}
+    assert torch.equal(got, function(x, target, mask=mask, sample_weight=weight, **settings))
 
 
 @pytest.mark.parametrize("cls", GHM)

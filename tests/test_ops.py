@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from cases import DTYPES, make_sigmoid, make_softmax
+from cases import DTYPES, make_sigmoid, make_softmax, probabilities_like
 
 from fastloss.autograd import OPS
 
@@ -45,19 +45,29 @@ def samples(shape, dtype, device):
     """(loss, arguments that follow input and are those of its schema)."""
     x, target = make_softmax(shape, dtype, device)
     weight = torch.rand(shape[min(len(shape) - 1, 1)], device=device)
-    ghm = (10, 0.9, NONEMPTY, True, True)
-    yield ops.cross_entropy, x, (target, weight, 0.1, -100, MEAN)
-    yield ops.cross_entropy, x, (target, None, 0.0, -100, NONE)
-    yield ops.focal_loss, x, (target, weight, 2.0, -100, SUM)
-    yield ops.poly_loss, x, (target, weight, 2.0, -100, MEAN)
-    yield ops.ghmc_loss, x, (target, *state(device), *ghm, -100, MEAN)
-    yield ops.ghmc_loss, x, (target, None, None, 7, 0.0, BINS, True, True, -100, NONE)
+    ghm = (10, 0.9, NONEMPTY, True, True, 1.0)
+    sample_weight = torch.rand(target.shape, device=device)
+    denominator = torch.tensor(3.0, dtype=torch.float64, device=device)
+    counts = torch.arange(7, device=device)
+    plain = (0.0, 1.0, None, False)
+    yield ops.cross_entropy, x, (target, weight, None, None, 0.1, *plain, -100, MEAN)
+    yield ops.cross_entropy, x, (target, None, sample_weight, denominator, 0.0, *plain, -100, MEAN)
+    yield ops.cross_entropy, x, (target, None, None, None, 0.0, 0.1, 0.5, 3.0, True, -100, NONE)
+    yield ops.cross_entropy, x, (probabilities_like(x), weight, None, None, 0.1, *plain, -100, MEAN)
+    yield ops.cross_entropy, x, (probabilities_like(x), weight, None, None, 0.1, 0.1, 0.5, 3.0, True, -100, NONE)
+    yield ops.focal_loss, x, (target, weight, None, None, 2.0, *plain, -100, SUM)
+    yield ops.poly_loss, x, (target, weight, None, None, 2.0, *plain, -100, MEAN)
+    yield ops.ghmc_loss, x, (target, None, None, *state(device), *ghm, -100, MEAN)
+    yield ops.ghmc_loss, x, (target, counts, denominator, None, None, 7, 0.0, BINS, True, True, 0.5, -100, MEAN)
     x, target = make_sigmoid(shape, dtype, device)
     mask = target > 0.5
-    yield ops.sigmoid_focal_loss, x, (target, 0.25, 2.0, NONE)
-    yield ops.sigmoid_focal_loss, x, (target.to(dtype), -1.0, 0.7, MEAN)
-    yield ops.sigmoid_ghmc_loss, x, (target, mask, *state(device), *ghm, MEAN)
-    yield ops.sigmoid_ghmc_loss, x, (target, None, None, None, 7, 0.0, BINS, True, True, NONE)
+    weight, denominator = torch.rand(shape[-1], device=device), torch.full((), 7.0, device=device).double()
+    yield ops.sigmoid_focal_loss, x, (target, None, None, None, None, 0.25, 2.0, NONE)
+    yield ops.sigmoid_focal_loss, x, (target.to(dtype), mask, weight, weight, denominator, -1.0, 0.7, MEAN)
+    yield ops.asymmetric_loss, x, (target, None, None, None, None, -1.0, 0.0, 4.0, 0.05, SUM)
+    yield ops.asymmetric_loss, x, (target, mask, None, weight, None, 0.3, 1.0, 3.0, 0.0, MEAN)
+    yield ops.sigmoid_ghmc_loss, x, (target, mask, None, None, *state(device), *ghm, MEAN)
+    yield ops.sigmoid_ghmc_loss, x, (target, None, counts, denominator, None, None, 7, 0.0, BINS, True, True, 0.5, MEAN)
 
 
 def calls(shape, dtype, device):
@@ -110,9 +120,9 @@ def test_enumerations_are_checked():
     x, target = make_softmax((6, 5))
     for reduction in (-1, 3, 2**40):
         with pytest.raises(ValueError, match=rf"reduction is {reduction}, but should be in \[0, 2\]"):
-            ops.cross_entropy(x, target, None, 0.0, -100, reduction)
+            ops.cross_entropy(x, target, None, None, None, 0.0, 0.0, 1.0, None, False, -100, reduction)
     with pytest.raises(ValueError, match=r"normalizer is 2, but should be in \[0, 1\]"):
-        ops.ghmc_loss(x, target, None, None, 10, 0.0, 2, True, True, -100, MEAN)
+        ops.ghmc_loss(x, target, None, None, None, None, 10, 0.0, 2, True, True, 1.0, -100, MEAN)
 
 
 def test_memory_is_given_back():
@@ -123,8 +133,9 @@ def test_memory_is_given_back():
     wrong = torch.full_like(target, 99)
 
     def call():
-        ops.cross_entropy.with_grad(x, target, None, 0.1, -100, MEAN)
-        for arguments in ((wrong, None, 0.1, -100, MEAN), (target, None, 0.1, -100, 9)):
+        of_loss = (None, None, None, 0.1, 0.0, 1.0, None, False, -100)
+        ops.cross_entropy.with_grad(x, target, *of_loss, MEAN)
+        for arguments in ((wrong, *of_loss, MEAN), (target, *of_loss, 9)):
             with contextlib.suppress(ValueError, IndexError):
                 ops.cross_entropy.with_grad(x, *arguments)
 

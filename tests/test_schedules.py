@@ -15,10 +15,12 @@ SOFTMAX = {
     "cross_entropy": (fastloss.cross_entropy, {}),
     "smoothing": (fastloss.cross_entropy, {"label_smoothing": 0.1}),
     "focal": (fastloss.focal_loss, {"gamma": 2.0}),
+    "extended": (fastloss.focal_loss, {"z_loss": 0.01, "softcap": 8.0}),
     "ghmc": (fastloss.ghmc_loss, {"bins": 10}),
 }
 SIGMOID = {
     "sigmoid_focal": (fastloss.sigmoid_focal_loss, {}),
+    "asymmetric": (fastloss.asymmetric_loss, {}),
     "sigmoid_ghmc": (fastloss.sigmoid_ghmc_loss, {"bins": 10}),
 }
 LOSSES = SOFTMAX | SIGMOID

@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import is_sigmoid
 
 import fastloss
 
@@ -185,7 +186,7 @@ def check_leaks(call, calls):
 
 
 def training_step(name):
-    sigmoid = name.startswith("sigmoid")
+    sigmoid = is_sigmoid(name)
     x = torch.randn(4, 3, requires_grad=True)
     target = torch.rand(4, 3) if sigmoid else torch.tensor([0, 1, 2, -100])
     function = getattr(fastloss, name)
@@ -213,17 +214,17 @@ def refused(name):
 
 
 @linux
-@pytest.mark.parametrize("name", [*LOSSES, "sigmoid_focal_loss", "sigmoid_ghmc_loss"])
+@pytest.mark.parametrize("name", [*LOSSES, "sigmoid_focal_loss", "asymmetric_loss", "sigmoid_ghmc_loss"])
 def test_no_leak(name):
     check_leaks(training_step(name), 3000)
-    if not name.startswith("sigmoid"):
+    if not is_sigmoid(name):
         check_leaks(refused(name), 1000)
 
 
 @linux
 @pytest.mark.size
-@pytest.mark.parametrize("name", [*LOSSES, "sigmoid_focal_loss", "sigmoid_ghmc_loss"])
+@pytest.mark.parametrize("name", [*LOSSES, "sigmoid_focal_loss", "asymmetric_loss", "sigmoid_ghmc_loss"])
 def test_no_leak_in_100000_calls(name):
     check_leaks(training_step(name), 100_000)
-    if not name.startswith("sigmoid"):
+    if not is_sigmoid(name):
         check_leaks(refused(name), 33_334)  # three calls each

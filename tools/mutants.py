@@ -49,7 +49,7 @@ LEFT_OUT = re.compile(
     r"|__builtin_cpu|FASTLOSS_BEGIN|operator\b"
 )
 # The tests of a file come first, then quick ones that notice much; the rest is for what they let pass.
-SIGMOID = ["test_sigmoid_focal_loss.py", "test_sigmoid_ghmc_loss.py"]
+SIGMOID = ["test_sigmoid_focal_loss.py", "test_sigmoid_ghmc_loss.py", "test_asymmetric_loss.py"]
 OWN = {
     "csrc/cpu/kernels/sigmoid.h": SIGMOID,
     "csrc/cpu/kernels/scale_gradient.h": ["test_autograd.py"],

@@ -89,14 +89,14 @@ double check_targets(const SoftmaxParams& params) {
     }
     total += sum.weight;
   }
-  return total;
+  return params.denominator ? *params.denominator : total;
 }
 
 // What a gradient is stored times, for the parameters to say too; largest: no decision's weight is larger.
 template <class Params>
 double write_stored_scale(const Params& params, double largest, double denominator) {
   if (!params.stored_scale) return 1;
-  const double scale = float16_scale(steepest(params.parameter) * largest / std::fabs(denominator));
+  const double scale = float16_scale(steepest(params) * largest / std::fabs(denominator));
   *params.stored_scale = float(scale);
   return scale;
 }
@@ -104,6 +104,16 @@ double write_stored_scale(const Params& params, double largest, double denominat
 double largest_of(const double* values, int64_t size) {
   double largest = 0;
   for (int64_t i = 0; i < size; ++i) largest = std::max(largest, std::fabs(values[i]));
+  return largest;
+}
+
+// Only asked for where a gradient is stored times something: that bounds it.
+double largest_sample_weight(const SoftmaxParams& params) {
+  if (!params.sample_weight || !params.stored_scale) return 1;
+  double largest = 0;
+  for (int64_t i = 0; i < params.N; ++i) {
+    largest = std::max(largest, std::fabs(value_at(params.sample_weight, params.dtype, i)));
+  }
   return largest;
 }
 
@@ -176,15 +186,33 @@ void count_sigmoid_bins(const SigmoidParams& params, int64_t block_size, SharedC
   });
 }
 
-// Writes beta [bins] and updates the running statistics; returns the number of valid decisions.
-int64_t write_bin_weights(const GhmState& state, const std::vector<int64_t>& counts, double* bin_weight) {
+// Of all decisions.
+WeightSum weigh(const SigmoidParams& params) {
+  constexpr int64_t block_size = 65536;
+  std::vector<WeightSum> parts((params.N + block_size - 1) / block_size);
+  for_each_block(params.N, block_size, [&](int64_t block, int64_t begin, int64_t end) {
+    parts[block] = isa_for(params.dtype).sigmoid_weights(params, begin, end);
+  });
+  WeightSum all{};
+  for (const WeightSum& part : parts) all = {all.sum + part.sum, std::max(all.largest, part.largest)};
+  return all;
+}
+
+// Writes beta [bins] and updates the running statistics; returns the number of valid decisions. counts: of this batch,
+// unless the caller has others.
+template <class Params>
+int64_t write_bin_weights(const Params& params, std::vector<int64_t>& counts) {
+  const GhmState& state = params.ghm;
+  if (params.counts) counts.assign(params.counts, params.counts + state.bins);
   int64_t total = 0;
   int32_t nonempty = 0;
   for (int64_t count : counts) {
     total += count;
     nonempty += count > 0;
   }
-  for (int32_t b = 0; b < state.bins; ++b) bin_weight[b] = ghm_bin_weight(state, b, counts[b], total, nonempty);
+  for (int32_t b = 0; b < state.bins; ++b) {
+    params.bin_weight[b] = ghm_bin_weight(state, b, counts[b], total, nonempty);
+  }
   return total;
 }
 
@@ -199,8 +227,8 @@ struct Cpu {
     if (params.grad != params.input) prefer_huge_pages(params.grad, params.N * params.C * size_of(params.dtype));
     double sum;
     if (params.ghmc) {
-      const FirstPass first(params, schedule, nullptr);
-      write_bin_weights(params.ghm, first.histogram.counts, params.bin_weight);
+      FirstPass first(params, schedule, nullptr);
+      write_bin_weights(params, first.histogram.counts);
       scale.stored = write_stored_scale(params, largest_of(params.bin_weight, params.ghm.bins), scale.denominator);
       sum = sum_of_blocks(params.N, schedule.block_size, [&](int64_t begin, int64_t end) {
         return isa.softmax_ghmc(params, schedule, scale, first.found, begin, end);
@@ -208,7 +236,7 @@ struct Cpu {
     } else {
       const ClassWeights weights(params);
       scale.class_weights = weights.sum;
-      scale.stored = write_stored_scale(params, weights.largest, scale.denominator);
+      scale.stored = write_stored_scale(params, weights.largest * largest_sample_weight(params), scale.denominator);
       sum = sum_of_blocks(params.N, schedule.block_size, [&](int64_t begin, int64_t end) {
         return isa.softmax(params, schedule, scale, nullptr, begin, end);
       });
@@ -228,15 +256,21 @@ struct Cpu {
     CallScale scale{1, double(params.N), 0};
     if (params.grad != params.input) prefer_huge_pages(params.grad, params.N * size_of(params.dtype));
     if (params.reduction == Reduction::none) prefer_huge_pages(params.loss, params.N * compute_size(params.dtype));
-    double largest = params.alpha >= 0 ? std::max(params.alpha, 1 - params.alpha) : 1;
+    double largest = params.alpha >= 0 && !params.class_alpha.values ? std::max(params.alpha, 1 - params.alpha) : 1;
     if (params.ghmc) {
       SharedCounts histogram(params.ghm.bins);
       count_sigmoid_bins(params, schedule.block_size, histogram, nullptr);
       // As mmdetection has it: a batch without any valid decision has the mean 0, not nan.
-      const int64_t valid = write_bin_weights(params.ghm, histogram.counts, params.bin_weight);
+      const int64_t valid = write_bin_weights(params, histogram.counts);
       scale.denominator = double(std::max<int64_t>(valid, 1));
       largest *= largest_of(params.bin_weight, params.ghm.bins);
     }
+    if (needs_weights(params)) {
+      const WeightSum weights = weigh(params);
+      scale.denominator = weights.sum;
+      largest *= weights.largest;
+    }
+    if (params.denominator) scale.denominator = *params.denominator;
     if (params.reduction != Reduction::mean) scale.denominator = 1;
     scale.stored = write_stored_scale(params, largest, scale.denominator);
     const double sum = sum_of_blocks(params.N, schedule.block_size, [&](int64_t begin, int64_t end) {

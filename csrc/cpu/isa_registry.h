@@ -13,6 +13,11 @@ struct TargetSum {
   int64_t out_of_range;  // the first position whose target is neither a class nor ignore_index, or -1
 };
 
+// Of decisions that count: the sum of their weights, and the largest size of one.
+struct WeightSum {
+  double sum, largest;
+};
+
 // What the gradients of all decisions of a call have in common.
 struct CallScale {
   double stored;         // what a float16 gradient is stored times, else 1
@@ -43,6 +48,7 @@ struct Isa {
   double (*softmax_ghmc)(const SoftmaxParams&, const Schedule&, const CallScale&, const GhmcDecisions&, int64_t begin,
                          int64_t end);
   double (*sigmoid)(const SigmoidParams&, const Schedule&, const CallScale&, int64_t begin, int64_t end);
+  WeightSum (*sigmoid_weights)(const SigmoidParams&, int64_t begin, int64_t end);
   // Adds the numbers of the gradient norms to counts [bins], and writes each decision's bin unless bin is null.
   void (*sigmoid_bins)(const SigmoidParams&, int64_t begin, int64_t end, int64_t* counts, int32_t* bin);
   void (*scale_gradient)(const ScaleParams&, const Schedule&, int64_t begin, int64_t end);

@@ -44,10 +44,11 @@ inline Output output_of(const void* grad, const void* input, int64_t bytes, bool
 
 inline Path path_of(const SoftmaxParams& params) {
   const Layout& layout = params.layout;
-  const bool side_by_side = layout.class_stride == 1 && (!params.grad || layout.grad_class_stride == 1);
+  const bool side_by_side = layout.class_stride == 1 && (!has_second_tensor(params) || layout.grad_class_stride == 1);
   const int inner = layout.ndim - 1;
   if (side_by_side && params.C > 200) return Path::rows;
-  if (layout.stride[inner] == 1 && (!params.grad || layout.grad_stride[inner] == 1)) return Path::positions;
+  if (layout.stride[inner] == 1 && (!has_second_tensor(params) || layout.grad_stride[inner] == 1))
+    return Path::positions;
   return side_by_side && params.C >= 4 ? Path::transposed : Path::gathered;
 }
 

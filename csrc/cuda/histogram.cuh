@@ -46,13 +46,14 @@ struct BlockHistogram {
   }
 };
 
-// beta of every bin and the running statistics, from the counts of the whole grid. Called by all threads of the block
-// that is_last_block(&scratch->histogram_ticket). Not inlined: once a call, and pow in double is long.
-__device__ __noinline__ inline void finish_histogram(const GhmState& state, Scratch* scratch, double* bin_weight) {
+// beta of every bin and the running statistics, from counts [bins]. Called by all threads of one block; the loss's
+// launch comes after. Not inlined: once a call, and pow in double is long.
+__device__ __noinline__ inline void finish_histogram(const GhmState& state, const unsigned long long* counts,
+                                                     Scratch* scratch, double* bin_weight) {
   __shared__ double shared_total, shared_nonempty;
   double total = 0, nonempty = 0;
   for (int b = threadIdx.x; b < state.bins; b += blockDim.x) {
-    unsigned long long count = __ldcg(scratch->counts() + b);
+    unsigned long long count = __ldcg(counts + b);  // not from L1: other blocks added
     total += double(count);
     nonempty += count > 0;
   }
@@ -65,8 +66,8 @@ __device__ __noinline__ inline void finish_histogram(const GhmState& state, Scra
   __syncthreads();  // the totals are written
   double largest = 0;
   for (int b = threadIdx.x; b < state.bins; b += blockDim.x) {
-    double beta = ghm_bin_weight(state, b, int64_t(__ldcg(scratch->counts() + b)), int64_t(shared_total),
-                                 int32_t(shared_nonempty));
+    double beta =
+        ghm_bin_weight(state, b, int64_t(__ldcg(counts + b)), int64_t(shared_total), int32_t(shared_nonempty));
     bin_weight[b] = beta;
     largest = max(largest, beta);
   }
@@ -80,10 +81,16 @@ __device__ __forceinline__ void conclude_histogram(const BlockHistogram& histogr
                                                    const GradientNorms& norms, Scratch* scratch, double* bin_weight) {
   histogram.flush();
   if (!is_last_block(&scratch->histogram_ticket)) return;
-  if (!norms.counts) return finish_histogram(state, scratch, bin_weight);
+  if (!norms.counts) return finish_histogram(state, scratch->counts(), scratch, bin_weight);
   for (int b = threadIdx.x; b < state.bins; b += blockDim.x) {
     norms.counts[b] = int64_t(__ldcg(scratch->counts() + b));  // not from L1: other blocks added
   }
+}
+
+// GHM-C's weights from counts that the caller has, in the place of a pass that counts.
+static __global__ void __launch_bounds__(kCountThreads)
+    weigh_bins(const __grid_constant__ GhmState state, const int64_t* counts, Scratch* scratch, double* bin_weight) {
+  finish_histogram(state, reinterpret_cast<const unsigned long long*>(counts), scratch, bin_weight);
 }
 
 // GHM-C's beta of each bin. Every decision looks one up, so each block stages them in shared memory.

@@ -131,6 +131,31 @@ __device__ __forceinline__ void store_run(U* target, const Run<U, K>& run) {
   }
 }
 
+// A run that begins `shift` bytes after 16 aligned ones, out of the 16 bytes more that it lies in.
+template <int K, class U>
+__device__ __forceinline__ Run<U, K> load_shifted_run(const U* source, int shift) {
+  constexpr int packs = K * sizeof(U) / 16;
+  const char* aligned = reinterpret_cast<const char*>(source) - shift;
+  uint32_t words[4 * packs + 4];
+#pragma unroll
+  for (int p = 0; p <= packs; ++p) {
+    uint4 raw = bits_of(load_pack(reinterpret_cast<const uint32_t*>(aligned) + 4 * p));
+    memcpy(words + 4 * p, &raw, 16);
+  }
+  // By 8, 4 and 2 bytes: an array that is indexed by a variable would not be in registers.
+#pragma unroll
+  for (int w = 0; w < 4 * packs + 2; ++w) words[w] = shift & 8 ? words[w + 2] : words[w];
+#pragma unroll
+  for (int w = 0; w < 4 * packs + 1; ++w) words[w] = shift & 4 ? words[w + 1] : words[w];
+  if constexpr (sizeof(U) == 2) {
+#pragma unroll
+    for (int w = 0; w < 4 * packs; ++w) words[w] = shift & 2 ? __byte_perm(words[w], words[w + 1], 0x5432) : words[w];
+  }
+  Run<U, K> run;
+  memcpy(&run, words, sizeof(run));
+  return run;
+}
+
 // The same in shared memory.
 template <int K, class U>
 __device__ __forceinline__ Run<U, K> load_shared_run(const U* source) {

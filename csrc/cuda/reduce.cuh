@@ -19,8 +19,9 @@ namespace fastloss {
 struct alignas(32) Scratch {
   double loss[kMaxBlocks];              // of each block
   double denominator[kMaxCountBlocks];  // of a mean: a part of each block of count_targets; GHM-C: one, the decisions
-  double class_weights;                 // sum_k w_k
-  double largest_weight;                // max_k |w_k|; GHM-C: max beta
+  double largest_sample_weight[kMaxCountBlocks];  // likewise
+  double class_weights;                           // sum_k w_k
+  double largest_weight;                          // max_k |w_k|; GHM-C: max beta
   uint32_t loss_ticket;
   uint32_t histogram_ticket;
 

@@ -24,7 +24,7 @@ constexpr int kMaxTileClasses = 32;
 // Each warp has two tiles of 32 rows in shared memory; those of float64 are large.
 constexpr int tile_threads(size_t element) { return element == 8 ? 64 : 128; }
 // Half as many where the registers of a multiprocessor would not do.
-constexpr int max_row_threads(size_t element, bool smooths) { return element == 8 || smooths ? 512 : 1024; }
+constexpr int max_row_threads(size_t element, bool mixes) { return element == 8 || mixes ? 512 : 1024; }
 constexpr int kPositionThreads = 256;
 constexpr int kSigmoidThreads = 256;
 constexpr int kScaleThreads = 256;
@@ -61,7 +61,8 @@ enum class SoftmaxPath : int32_t {
   wide_positions_partly,
   count,
 };
-// Sigmoid decisions in runs of 16 bytes, or one by one where a tensor is not aligned for that.
+// Sigmoid decisions in runs of 16 bytes of logits, or one by one where the tensors that are written are not aligned
+// alike.
 enum class SigmoidPath : int32_t { runs, singles, count };
 // A gradient without gaps times a number, decisions whose classes lie side by side, or anything else.
 enum class ScalePath : int32_t { dense, rows, positions };
@@ -85,6 +86,10 @@ struct SoftmaxSchedule {
 struct SigmoidSchedule {
   SigmoidPath path;
   int blocks;
+  int64_t head, runs;  // decisions before the first run, and how many runs; the others go one by one
+  // By how many bytes the logits and targets of a run begin after 16 aligned ones: the GPU loads no other.
+  int input_shift, target_shift;
+  bool mask_in_runs;
   int32_t code() const { return int32_t(SoftmaxPath::count) + int32_t(path); }
 };
 
@@ -139,13 +144,24 @@ inline int num_blocks(int64_t work, int64_t per_block, int limit = kMaxBlocks) {
   return int(std::clamp<int64_t>((work + per_block - 1) / per_block, 1, std::min(limit, max_blocks)));
 }
 
-// Fewer of float64, which is seldom.
-inline SoftmaxPath tile_path(int64_t C, int64_t element) {
+// Fewer of float64, which is seldom. An extended loss has one, which does not hold a row in registers.
+inline SoftmaxPath tile_path(int64_t C, int64_t element, bool extended) {
+  if (extended) return SoftmaxPath::tile_32;
   if (C <= 4 && element < 8) return SoftmaxPath::tile_4;
   if (C <= 8) return SoftmaxPath::tile_8;
   if (C <= 12 && element < 8) return SoftmaxPath::tile_12;
   if (C <= 16) return SoftmaxPath::tile_16;
   return C <= 24 && element < 8 ? SoftmaxPath::tile_24 : SoftmaxPath::tile_32;
+}
+
+// What a loss's functor says of itself.
+struct LossKind {
+  bool mixes, probabilities, extended;
+};
+inline LossKind kind_of(const SoftmaxParams& params) {
+  if (params.ghmc) return {};
+  return with_loss<float>(
+      params, [](auto loss_of) { return LossKind{loss_of.mixes, loss_of.probabilities, loss_of.extended}; });
 }
 
 // Whether decisions lie side by side, 16 aligned bytes of them at a time, in the input and in the gradient.
@@ -158,7 +174,8 @@ inline bool positions_are_wide(const SoftmaxParams& params) {
     return std::all_of(stride, stride + last, [&](int64_t s) { return s % width == 0; });
   };
   return layout.size[last] % width == 0 && wide(params.input, layout.stride, layout.class_stride) &&
-         (!params.grad || wide(params.grad, layout.grad_stride, layout.grad_class_stride));
+         (!params.grad || wide(params.grad, layout.grad_stride, layout.grad_class_stride)) &&
+         (!params.probabilities || wide(params.target, layout.grad_stride, layout.grad_class_stride));
 }
 
 // Both passes of GHM-C sum a decision's classes in the same order: a rounding error may not move it to another bin. So
@@ -166,15 +183,16 @@ inline bool positions_are_wide(const SoftmaxParams& params) {
 inline SoftmaxSchedule schedule_of(const SoftmaxParams& params, Pass pass, const DeviceLimits& device) {
   const Layout& layout = params.layout;
   const int64_t C = params.C, element = bytes_of(params.dtype);
-  const bool smooths = !params.ghmc && with_loss<float>(params, [](auto loss_of) { return loss_of.smooths; });
-  const bool second_pass = pass == Pass::loss && (params.grad || smooths);
-  const bool class_contiguous = C == 1 || (layout.class_stride == 1 && (!params.grad || layout.grad_class_stride == 1));
+  const auto [mixes, probabilities, extended] = kind_of(params);
+  const bool second_pass = pass == Pass::loss && (params.grad || mixes);
+  const bool two = has_second_tensor(params);
+  const bool class_contiguous = C == 1 || (layout.class_stride == 1 && (!two || layout.grad_class_stride == 1));
   const bool row_contiguous =
-      layout.ndim == 1 && (params.N == 1 || (layout.stride[0] == C && (!params.grad || layout.grad_stride[0] == C)));
+      layout.ndim == 1 && (params.N == 1 || (layout.stride[0] == C && (!two || layout.grad_stride[0] == C)));
   SoftmaxSchedule schedule{};
 
   if (C <= kMaxTileClasses && class_contiguous && row_contiguous) {
-    schedule.path = tile_path(C, element);
+    schedule.path = tile_path(C, element, extended);
     schedule.threads = schedule.rows = tile_threads(element);
     schedule.tile_bytes = int(32 * C * element) + kPackBytes;  // wherever packs start
     schedule.shared_bytes = schedule.threads / 32 * 2 * schedule.tile_bytes;
@@ -189,7 +207,7 @@ inline SoftmaxSchedule schedule_of(const SoftmaxParams& params, Pass pass, const
     const bool whole_block = packs > 32 * 16;
     int threads = 1;
     if (whole_block) {
-      threads = packs <= 1024 ? 128 : packs <= 3200 ? 256 : packs <= 6400 ? 512 : max_row_threads(element, smooths);
+      threads = packs <= 1024 ? 128 : packs <= 3200 ? 256 : packs <= 6400 ? 512 : max_row_threads(element, mixes);
     } else {
       while (threads < 32 && threads * 4 < packs) threads *= 2;
     }
@@ -212,7 +230,9 @@ inline SoftmaxSchedule schedule_of(const SoftmaxParams& params, Pass pass, const
   while (schedule.warps < kPositionThreads / 32 && schedule.warps * 16 <= C) schedule.warps *= 2;
   const int64_t tiles = kPositionThreads / 32 / schedule.warps, compute = element == 8 ? 8 : 4;
   // Of each decision in a PositionTile, without what is kept.
-  const int64_t fixed = (2 * schedule.warps + 1) * compute + 4 + (smooths ? schedule.warps + 2 : 0) * compute;
+  int64_t fixed = (2 * schedule.warps + 1) * compute + 4;
+  if (mixes) fixed += (schedule.warps + 4) * compute;
+  if (probabilities) fixed += schedule.warps * compute;
   const int64_t width = kPackBytes / element;
   const bool wide = positions_are_wide(params) && 32 * width * tiles * fixed <= device.shared_bytes;
   const int64_t tile = wide ? 32 * width : 32;
@@ -232,16 +252,40 @@ inline SoftmaxSchedule schedule_of(const SoftmaxParams& params, Pass pass, const
   return schedule;
 }
 
-inline SigmoidSchedule schedule_of(const SigmoidParams& params) {
-  const int64_t element = bytes_of(params.dtype), run = kPackBytes / element;
-  auto aligned = [](const void* p, int64_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; };
-  const bool runs = aligned(params.input, kPackBytes) && aligned(params.grad, kPackBytes) &&
-                    aligned(params.target, kPackBytes) && aligned(params.mask, run) &&
-                    (params.reduction != Reduction::none || aligned(params.loss, kPackBytes));
+// bin: [N] that is written too, or null.
+inline SigmoidSchedule schedule_of(const SigmoidParams& params, const int32_t* bin = nullptr) {
+  const int element = bytes_of(params.dtype), run = kPackBytes / element, compute = element == 8 ? 8 : 4;
+  // What precedes 16 aligned bytes of the decisions from `from` on.
+  auto shift_of = [](const void* at, int64_t from, int bytes) {
+    return int((reinterpret_cast<uintptr_t>(at) + from * bytes) % kPackBytes);
+  };
+  const void* each_loss = params.reduction == Reduction::none ? params.loss : nullptr;
+  SigmoidSchedule schedule{};
   // Many decisions: several runs a thread, so that what a block does at its end weighs less.
   const int64_t runs_per_thread = params.N < (1 << 20) ? 1 : 4;
-  return {runs ? SigmoidPath::runs : SigmoidPath::singles,
-          num_blocks(params.N, kSigmoidThreads * run * runs_per_thread)};
+  schedule.blocks = num_blocks(params.N, kSigmoidThreads * run * runs_per_thread);
+  // Runs begin where those of what is written do; where nothing is, as the logits.
+  const bool by_four = !params.grad && (each_loss || bin);  // of 4 bytes or, float64, 8
+  const void* leader = params.grad ? params.grad : each_loss ? each_loss : bin ? bin : params.input;
+  const int leader_bytes = !by_four ? element : each_loss ? compute : 4;
+  const int64_t head = (kPackBytes - shift_of(leader, 0, 1)) % kPackBytes / leader_bytes;
+  auto fits = [&](const void* at, int bytes) {
+    return !at || shift_of(at, head, bytes) % std::min(kPackBytes, run * bytes) == 0;
+  };
+  if (!fits(params.grad, element) || !fits(each_loss, compute) || !fits(bin, 4)) {
+    schedule.path = SigmoidPath::singles;
+    return schedule;
+  }
+  schedule.path = SigmoidPath::runs;
+  const int target_bytes = params.target_is_compute_type ? compute : element;
+  schedule.input_shift = shift_of(params.input, head, element);
+  schedule.target_shift = shift_of(params.target, head, target_bytes);
+  // A shifted run is taken out of 16 bytes more, which are to lie in the tensor: not of the first and the last run.
+  const int64_t apart = schedule.input_shift || schedule.target_shift ? 1 : 0;
+  schedule.head = std::min(head + apart * run, params.N);
+  schedule.runs = std::max<int64_t>((params.N - schedule.head) / run - apart, 0);
+  schedule.mask_in_runs = (reinterpret_cast<uintptr_t>(params.mask) + schedule.head) % run == 0;
+  return schedule;
 }
 
 // At most kMaxScaleBlocks: mostly they read a 1 and are through.

@@ -69,22 +69,27 @@ template <class S>
 struct SoftmaxDecision {
   int32_t y;  // -1: ignored
   S max, log_sum, value;
+  S share, terms;  // for mixed_value
   SoftmaxGradient<S> gradient;
+  S gradient_share;
 };
 
 // A block's part of a launch. Constructed and concluded by all threads of the block.
 template <class T, class LossOf>
 struct SoftmaxBlock {
   using S = Compute<T>;
-  static constexpr bool smooths = LossOf::smooths;
+  static constexpr bool mixes = LossOf::mixes;
+  static constexpr bool probabilities = LossOf::probabilities;
   static constexpr bool counts = std::is_same_v<LossOf, CountNorms>;
 
   const SoftmaxLaunch& launch;
   const SoftmaxParams& params;
   const LossOf& loss_of;
-  const S* weight;  // [C] or null
+  const S* weight;         // [C] or null
+  const S* sample_weight;  // [N] or null
   double denominator;
   SoftmaxScale<S> scale;
+  LogitOf<LossOf, S> logit_of;
   double total = 0;  // of this thread's losses
 
   std::conditional_t<counts, BlockHistogram, NoHistogram> histogram;
@@ -96,8 +101,10 @@ struct SoftmaxBlock {
         params(l.params),
         loss_of(loss),
         weight(static_cast<const S*>(l.params.weight)),
+        sample_weight(static_cast<const S*>(l.params.sample_weight)),
         denominator(!counts && l.params.reduction == Reduction::mean ? mean_denominator() : 1),
-        scale(l.params, stored_scale(), denominator, smooths && weight ? l.scratch->class_weights : double(l.params.C)),
+        scale(l.params, stored_scale(), denominator, mixes && weight ? l.scratch->class_weights : double(l.params.C)),
+        logit_of(l.params),
         histogram(storage, l.scratch, l.params.ghm.bins) {
     stage_loss(loss_of);
   }
@@ -107,36 +114,85 @@ struct SoftmaxBlock {
   __device__ S weight_of(int32_t c) const { return weight ? weight[c] : S(1); }
   __device__ bool writes() const { return !counts && params.grad != nullptr; }
   // Whether a decision's classes are walked a second time.
-  __device__ bool second_pass() const { return smooths || writes(); }
+  __device__ bool second_pass() const { return mixes || writes(); }
 
-  __device__ SoftmaxDecision<S> decide(const ClassSum<S>& classes, S target_logit, int32_t y) const {
-    if (y < 0) return {y, classes.max, 0, 0, {0, 0}};
+  // The logit of an element.
+  __device__ __forceinline__ S logit(T x) const { return logit_of(to_compute(x)); }
+
+  // Where a decision's class index is known; one with class probabilities has 0, and is never ignored.
+  __device__ __forceinline__ int32_t target(int64_t position) const {
+    return probabilities ? 0 : target_of(params, position);
+  }
+
+  // terms: sum_k term_k, of class probabilities.
+  __device__ SoftmaxDecision<S> decide(const ClassSum<S>& classes, S target_logit, int32_t y, int64_t position,
+                                       S terms) const {
+    if (y < 0) return {y, classes.max};
+    const S sample = sample_weight ? sample_weight[position] : S(1);
     Likelihood<S> found = likelihood(classes.max, classes.sum, target_logit);
-    SoftmaxOutcome<S> outcome = conclude(loss_of, found, weight_of(y), scale);
-    return {y, classes.max, found.log_sum, outcome.value, outcome.gradient};
+    const DecisionWeight<S> weights = {(probabilities ? S(1) : weight_of(y)) * sample, sample};
+    SoftmaxOutcome<S> outcome = conclude(loss_of, found, classes.max, weights, terms, scale);
+    return {y,
+            classes.max,
+            found.log_sum,
+            outcome.value,
+            outcome.share,
+            outcome.terms,
+            outcome.gradient,
+            outcome.gradient_share};
   }
 
-  // Adds w_k * shifted if smoothed, shifted = x_k - max.
-  __device__ __forceinline__ void add_weighted(S shifted, int32_t k, S& weighted) const {
-    if constexpr (smooths) weighted += weight_of(k) * shifted;
+  // Class k's term, where the target mixes classes. at: where its probability lies.
+  __device__ __forceinline__ S term(int32_t k, int64_t at) const {
+    if constexpr (!mixes) return 0;
+    S probability = 0;
+    if constexpr (probabilities) {
+      probability =
+          params.target_is_compute_type ? static_cast<const S*>(params.target)[at] : to_compute(soft_target()[at]);
+    }
+    return class_term<LossOf>(weight_of(k), probability, scale);
   }
 
-  // Gradient of class k, e = exp(x_k - max).
-  __device__ __forceinline__ S gradient(const SoftmaxGradient<S>& factors, S e, int32_t k,
+  // Class probabilities of the input's dtype, which can be read as its elements are.
+  __device__ const T* soft_target() const { return static_cast<const T*>(params.target); }
+  __device__ bool reads_like_input() const { return probabilities && !params.target_is_compute_type; }
+
+  // The terms of n classes, or of one class of n decisions, whose probabilities lie side by side; step: from one's
+  // class to the next. whole: they are read as the input's packs are.
+  template <int n>
+  __device__ __forceinline__ void terms(int32_t k, int step, int64_t at, bool whole, S (&out)[n]) const {
+    if (whole) {
+      const Run<T, n> run = load_run<n>(soft_target() + at);
+#pragma unroll
+      for (int j = 0; j < n; ++j) out[j] = class_term<LossOf>(weight_of(k + j * step), to_compute(run.at[j]), scale);
+    } else {
+#pragma unroll
+      for (int j = 0; j < n; ++j) out[j] = term(k + j * step, at + j);
+    }
+  }
+
+  // Gradient of class k, e = exp(x_k - max); x: the element, mixed: the class's term times the decision's share.
+  __device__ __forceinline__ S gradient(const SoftmaxGradient<S>& factors, S e, S x, S mixed,
                                         bool is_target = false) const {
-    return class_gradient<LossOf>(factors, e, is_target, smooths ? weight_of(k) : S(1), scale);
+    S g = class_gradient<LossOf>(factors, e, is_target, mixed);
+    return logit_of.caps() ? g * logit_of.slope(x) : g;
   }
 
-  // Of the target's class, whose logit is x.
-  __device__ __forceinline__ T target_gradient(const SoftmaxDecision<S>& decision, S x) const {
-    return to_storage<T>(gradient(decision.gradient, exp_nonpositive(x - decision.max), decision.y, true));
+  // Of the target's class, whose element is x.
+  __device__ __forceinline__ T target_gradient(const SoftmaxDecision<S>& decision, S x, S term) const {
+    return to_storage<T>(gradient(decision.gradient, exp_nonpositive(logit_of(x) - decision.max), x,
+                                  term * decision.gradient_share, true));
   }
 
-  // Called by one thread for each decision. weighted: sum_k w_k (x_k - max), if smoothed.
+  // Called by one thread for each decision. weighted: sum_k term_k (x_k - max), if the target mixes classes.
   __device__ void finish(const SoftmaxDecision<S>& decision, int64_t position, S weighted) {
     S value = decision.value;
-    if constexpr (smooths) {
-      if (decision.y >= 0) value += smoothed_value(decision.log_sum, weighted, scale);
+    if constexpr (mixes) {
+      if (decision.y >= 0)
+        value += mixed_value<LossOf>(decision.log_sum, weighted, decision.share, decision.terms, scale);
+    }
+    if constexpr (LossOf::extended) {
+      if (params.lse) static_cast<S*>(params.lse)[position] = decision.y < 0 ? S(0) : decision.max + decision.log_sum;
     }
     if (params.reduction == Reduction::none) static_cast<S*>(params.loss)[position] = value;
     total += double(value);
@@ -161,8 +217,9 @@ struct SoftmaxBlock {
   }
 
  private:
-  // The parts that an earlier launch left, in a fixed order.
+  // The caller's, or the parts that an earlier launch left, in a fixed order.
   __device__ double mean_denominator() const {
+    if (params.denominator) return *params.denominator;
     __shared__ double shared_sum;
     if (threadIdx.x < 32) {  // one warp: every block of the grid does this
       double sum = strided_sum(launch.scratch->denominator, launch.denominator_parts, threadIdx.x, 32);
@@ -174,12 +231,23 @@ struct SoftmaxBlock {
     return shared_sum;
   }
 
+  // Every thread by itself: only where a float16 gradient meets sample weights.
+  __device__ double largest_sample_weight() const {
+    double largest = 0;
+#pragma unroll 1
+    for (int part = 0; part < launch.denominator_parts; ++part) {
+      largest = max(largest, __ldcg(launch.scratch->largest_sample_weight + part));
+    }
+    return largest;
+  }
+
   // What a float16 gradient is stored times: the same in every block, written by one thread.
   __device__ double stored_scale() const {
     if constexpr (std::is_same_v<T, __half> && !counts) {
       if (!params.stored_scale) return 1;
       double largest = weight || params.ghmc ? launch.scratch->largest_weight : 1;
-      return write_stored_scale(params.stored_scale, steepest(params.parameter) * largest / fabs(denominator));
+      if (sample_weight) largest *= largest_sample_weight();
+      return write_stored_scale(params.stored_scale, steepest(params) * largest / fabs(denominator));
     }
     return 1;
   }

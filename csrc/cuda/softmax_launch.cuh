@@ -23,22 +23,25 @@ cudaError_t launch_softmax_pass(SoftmaxLaunch launch, const LossOf& loss_of, cud
   auto start = [&](auto kernel) {
     return launch_kernel(kernel, schedule.blocks, schedule.threads, schedule.shared_bytes, stream, launch, loss_of);
   };
+  constexpr bool few = sizeof(T) == 8;
   switch (schedule.path) {
     case SoftmaxPath::tile_4:
-      if constexpr (sizeof(T) < 8) return start(softmax_tile<T, LossOf, 4, 1>);
+      if constexpr (!few && !LossOf::extended) return start(softmax_tile<T, LossOf, 4, 1>);
       break;
     case SoftmaxPath::tile_8:
-      return start(softmax_tile < T, LossOf, 8, sizeof(T) < 8 ? 5 : 1 >);
+      if constexpr (!LossOf::extended) return start(softmax_tile < T, LossOf, 8, few ? 1 : 5 >);
+      break;
     case SoftmaxPath::tile_12:
-      if constexpr (sizeof(T) < 8) return start(softmax_tile<T, LossOf, 12, 9>);
+      if constexpr (!few && !LossOf::extended) return start(softmax_tile<T, LossOf, 12, 9>);
       break;
     case SoftmaxPath::tile_16:
-      return start(softmax_tile < T, LossOf, 16, sizeof(T) < 8 ? 13 : 9 >);
+      if constexpr (!LossOf::extended) return start(softmax_tile < T, LossOf, 16, few ? 9 : 13 >);
+      break;
     case SoftmaxPath::tile_24:
-      if constexpr (sizeof(T) < 8) return start(softmax_tile<T, LossOf, 24, 17>);
+      if constexpr (!few && !LossOf::extended) return start(softmax_tile<T, LossOf, 24, 17>);
       break;
     case SoftmaxPath::tile_32:
-      return start(softmax_tile < T, LossOf, 32, sizeof(T) < 8 ? 25 : 17 >);
+      return start(softmax_tile < T, LossOf, 32, few ? 17 : 25 >);
     case SoftmaxPath::part_rows:
     case SoftmaxPath::part_rows_staged:
     case SoftmaxPath::block_rows:
@@ -66,11 +69,16 @@ cudaError_t launch_softmax_before(SoftmaxLaunch& launch, cudaStream_t stream) {
   if (params.ghmc) {
     cudaError_t error = reset_scratch(launch.scratch, params.ghm.bins, stream);
     launch.denominator_parts = 1;
-    return error == cudaSuccess ? launch_softmax_pass<T>(launch, CountNorms{}, stream) : error;
+    if (error != cudaSuccess) return error;
+    if (!params.counts) return launch_softmax_pass<T>(launch, CountNorms{}, stream);
+    return launch_kernel(weigh_bins, 1, kCountThreads, 0, stream, params.ghm, params.counts, launch.scratch,
+                         params.bin_weight);
   }
   // Without a sum over decisions there is no ticket and no denominator.
   if (params.reduction == Reduction::none && !params.weight) return cudaSuccess;
-  launch.denominator_parts = num_blocks(params.N, 4 * kCountThreads, kMaxCountBlocks);
+  // With a denominator there is nothing to count, unless a float16 gradient's scale has to know the sample weights.
+  const bool counts = !params.denominator || (params.sample_weight && params.stored_scale);
+  launch.denominator_parts = counts ? num_blocks(params.N, 4 * kCountThreads, kMaxCountBlocks) : 1;
   return launch_kernel(count_targets<Compute<T>>, launch.denominator_parts, kCountThreads, 0, stream, params,
                        launch.scratch);
 }

@@ -17,18 +17,21 @@
 namespace fastloss {
 
 // What a tile of decisions has in shared memory, width of them for each lane. schedule.h knows its size.
-template <class T, bool smooths, int width>
+template <class T, class LossOf, int width>
 struct PositionTile {
   using S = Compute<T>;
   static constexpr int size = 32 * width;
 
   ClassSum<S>* parts;             // [warps, size]
-  SoftmaxGradient<S>* gradients;  // [size], in the place of the first warp's parts
+  SoftmaxGradient<S>* gradients;  // [size] probability and onehot, in the place of the first warp's parts
   S* maxima;                      // [size]
-  S *values, *log_sums;           // [size], if smoothed
-  S* weighted;                    // [warps, size], if smoothed
-  int32_t* targets;               // [size]
-  T* kept;                        // [kept classes, size]
+  // If the target mixes classes:
+  S *values, *log_sums, *shares, *all_terms;  // [size]
+  S* weighted;                                // [warps, size]
+  S* terms;                                   // [warps, size], of class probabilities
+
+  int32_t* targets;  // [size]
+  T* kept;           // [kept classes, size]
 
   __device__ PositionTile(char* own, int warps) {
     parts = reinterpret_cast<ClassSum<S>*>(own);
@@ -36,19 +39,23 @@ struct PositionTile {
     maxima = reinterpret_cast<S*>(parts + warps * size);
     values = maxima + size;
     log_sums = values + size;
-    weighted = log_sums + size;
-    targets = reinterpret_cast<int32_t*>(smooths ? weighted + warps * size : values);
+    shares = log_sums + size;
+    all_terms = shares + size;
+    weighted = all_terms + size;
+    terms = weighted + warps * size;
+    targets = reinterpret_cast<int32_t*>(LossOf::probabilities ? terms + warps * size : LossOf::mixes ? terms : values);
     kept = reinterpret_cast<T*>(targets + size);
   }
 };
 
 template <class T, class LossOf, int width>
-__global__ void __launch_bounds__(kPositionThreads, 2)
+__global__ void __launch_bounds__(kPositionThreads, LossOf::extended ? 1 : 2)
     softmax_positions(const __grid_constant__ SoftmaxLaunch launch, const LossOf loss_of) {
   using S = Compute<T>;
   using Softmax = SoftmaxBlock<T, LossOf>;
-  using Tile = PositionTile<T, LossOf::smooths, width>;
-  constexpr int batch = 4;           // classes that a warp loads before it uses the first: bytes in flight
+  using Tile = PositionTile<T, LossOf, width>;
+  // Classes that a warp loads before it uses the first: bytes in flight, as many as there are registers for.
+  constexpr int batch = LossOf::extended ? 2 : 4;
   extern __shared__ uint4 shared[];  // [tiles of the block, tile_bytes]
   __shared__ uint32_t counters[Softmax::storage_size];
   Softmax softmax(launch, loss_of, counters);
@@ -68,8 +75,14 @@ __global__ void __launch_bounds__(kPositionThreads, 2)
     const Offsets offsets(params.layout, exists ? first + lane * width : 0);
     const T* x = softmax.input() + offsets.input;  // [C, width] at class_stride
     const int64_t class_stride = params.layout.class_stride;
+    // The terms of class k, of this lane's decisions: their probabilities lie as the gradient does.
+    auto terms_of = [&](int k, S(&out)[width]) {
+      softmax.terms(k, 0, offsets.grad + k * params.layout.grad_class_stride, width > 1 && softmax.reads_like_input(),
+                    out);
+    };
 
     ClassSum<S> classes[width];
+    S terms[width] = {};
     for (int c = warp; exists && c < C; c += batch * warps) {
       Run<T, width> loaded[batch];
 #pragma unroll
@@ -86,12 +99,25 @@ __global__ void __launch_bounds__(kPositionThreads, 2)
       for (int j = 0; j < width; ++j) {
         S logits[batch];
 #pragma unroll
-        for (int b = 0; b < batch; ++b) logits[b] = c + b * warps < C ? to_compute(loaded[b].at[j]) : S(-INFINITY);
+        for (int b = 0; b < batch; ++b) {
+          logits[b] = c + b * warps < C ? softmax.logit(loaded[b].at[j]) : S(-INFINITY);
+        }
         classes[j].add(logits);
+      }
+      if constexpr (Softmax::probabilities) {
+        for (int k = c; k < C && k < c + batch * warps; k += warps) {
+          S term[width];
+          terms_of(k, term);
+#pragma unroll
+          for (int j = 0; j < width; ++j) terms[j] += term[j];
+        }
       }
     }
 #pragma unroll
-    for (int j = 0; j < width; ++j) tile.parts[warp * Tile::size + lane * width + j] = classes[j];
+    for (int j = 0; j < width; ++j) {
+      tile.parts[warp * Tile::size + lane * width + j] = classes[j];
+      if constexpr (Softmax::probabilities) tile.terms[warp * Tile::size + lane * width + j] = terms[j];
+    }
     __syncthreads();  // every warp's part is there, and what is kept
 
     const int thread = warp * 32 + lane;  // of the tile
@@ -99,7 +125,7 @@ __global__ void __launch_bounds__(kPositionThreads, 2)
       ClassSum<S> all = tile.parts[p];
 #pragma unroll 1
       for (int w = 1; w < warps; ++w) all.merge(tile.parts[w * Tile::size + p].max, tile.parts[w * Tile::size + p].sum);
-      const int32_t y = target_of(params, first + p);
+      const int32_t y = softmax.target(first + p);
       S target_logit = 0;
       if (y >= kept_classes) {
         target_logit = to_compute(softmax.input()[Offsets(params.layout, first + p).input + y * class_stride]);
@@ -110,13 +136,19 @@ __global__ void __launch_bounds__(kPositionThreads, 2)
         softmax.count(all, target_logit, y, first + p);
         continue;
       }
-      const SoftmaxDecision<S> decision = softmax.decide(all, target_logit, y);
+      S all_terms = 0;
+      if constexpr (Softmax::probabilities) {
+        for (int w = 0; w < warps; ++w) all_terms += tile.terms[w * Tile::size + p];
+      }
+      const SoftmaxDecision<S> decision = softmax.decide(all, softmax.logit_of(target_logit), y, first + p, all_terms);
       tile.targets[p] = y;
       tile.maxima[p] = decision.max;
       tile.gradients[p] = decision.gradient;
-      if constexpr (LossOf::smooths) {
+      if constexpr (LossOf::mixes) {
         tile.values[p] = decision.value;
         tile.log_sums[p] = decision.log_sum;
+        tile.shares[p] = decision.share;
+        tile.all_terms[p] = decision.terms;
       } else {
         softmax.finish(decision, first + p, 0);
       }
@@ -127,11 +159,13 @@ __global__ void __launch_bounds__(kPositionThreads, 2)
       int32_t y[width];
       S max[width], weighted[width] = {};
       SoftmaxGradient<S> gradient[width];
+      S share[width] = {};  // of a mixture
 #pragma unroll
       for (int j = 0; j < width; ++j) {
         y[j] = tile.targets[lane * width + j];
         max[j] = tile.maxima[lane * width + j];
         gradient[j] = tile.gradients[lane * width + j];
+        if constexpr (LossOf::mixes) share[j] = tile.shares[lane * width + j] * softmax.scale.gradient;
       }
       T* g = softmax.writes() ? softmax.grad() + offsets.grad : nullptr;  // [C, width] at grad_class_stride
       for (int first_class = warp; first_class < C; first_class += batch * warps) {
@@ -146,27 +180,39 @@ __global__ void __launch_bounds__(kPositionThreads, 2)
         for (int b = 0; b < batch; ++b) {
           const int c = first_class + b * warps;
           if (c >= C) break;
+          S term[width];
+          terms_of(c, term);
 #pragma unroll
           for (int j = 0; j < width; ++j) {
-            S shifted = to_compute(run[b].at[j]) - max[j];
-            softmax.add_weighted(shifted, c, weighted[j]);
-            S value = softmax.gradient(gradient[j], exp_nonpositive(shifted), c, c == y[j]);
+            const S element = to_compute(run[b].at[j]);
+            const S shifted = softmax.logit_of(element) - max[j];
+            if constexpr (Softmax::mixes) weighted[j] += term[j] * shifted;
+            const S value =
+                softmax.gradient(gradient[j], exp_nonpositive(shifted), element, term[j] * share[j], c == y[j]);
             run[b].at[j] = to_storage<T>(y[j] < 0 ? S(0) : value);  // ignored: 0, whatever the logits
           }
           if (g) store_run(g + c * params.layout.grad_class_stride, run[b]);
         }
       }
-      if constexpr (LossOf::smooths) {
+      if constexpr (LossOf::mixes) {
 #pragma unroll
         for (int j = 0; j < width; ++j) tile.weighted[warp * Tile::size + lane * width + j] = weighted[j];
       }
     }
-    if constexpr (LossOf::smooths) {
+    if constexpr (LossOf::mixes) {
       __syncthreads();  // every warp's part of weighted is there
       for (int p = thread; p < Tile::size && first + p < params.N; p += warps * 32) {
         S sum = 0;
         for (int w = 0; w < warps; ++w) sum += tile.weighted[w * Tile::size + p];
-        softmax.finish({tile.targets[p], 0, tile.log_sums[p], tile.values[p], {}}, first + p, sum);
+        softmax.finish({tile.targets[p],
+                        tile.maxima[p],
+                        tile.log_sums[p],
+                        tile.values[p],
+                        tile.shares[p],
+                        tile.all_terms[p],
+                        {},
+                        0},
+                       first + p, sum);
       }
     }
     __syncthreads();  // the tile is free

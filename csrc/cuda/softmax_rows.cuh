@@ -43,19 +43,24 @@ __device__ __forceinline__ void merge_threads(ClassSum<S>& classes, int threads)
   __syncthreads();  // the parts may be written again
 }
 
-// Sum over the threads of a row, in its first.
+// Sum over the threads of a row, in each of them.
 template <class S>
 __device__ __forceinline__ S add_threads(S value, int threads) {
-  if (threads > 32) return S(block_sum(double(value)));
+  if (threads > 32) {
+    __shared__ S sum;
+    const double of_block = block_sum(double(value));
+    if (threadIdx.x == 0) sum = S(of_block);
+    __syncthreads();  // it is written; block_sum's barriers come before the next
+    return sum;
+  }
 #pragma unroll 1
   for (int offset = threads / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffff, value, offset);
   return value;
 }
 
 // A thread's packs of a row: every threads-th, the first of them kept in shared memory.
-template <class T>
+template <class T, int kBatch>  // packs that are loaded before the first is used: bytes in flight
 struct RowPacks {
-  static constexpr int kBatch = 4;  // packs that are loaded before the first is used: bytes in flight
   static constexpr int kSize = Pack<T>::kSize;
 
   const T* x;      // the row's first pack
@@ -122,7 +127,7 @@ struct RowPacks {
 };
 
 template <class T, class LossOf>
-__global__ void __launch_bounds__(max_row_threads(sizeof(T), LossOf::smooths), 1)
+__global__ void __launch_bounds__(max_row_threads(sizeof(T), LossOf::mixes), 1)
     softmax_rows(const __grid_constant__ SoftmaxLaunch launch, const LossOf loss_of) {
   using S = Compute<T>;
   using Softmax = SoftmaxBlock<T, LossOf>;
@@ -143,53 +148,73 @@ __global__ void __launch_bounds__(max_row_threads(sizeof(T), LossOf::smooths), 1
   for (int64_t first = int64_t(blockIdx.x) * rows; first < params.N; first += step) {
     const int64_t position = first + row_in_block;
     const bool exists = position < params.N;
-    const int64_t target = exists ? load_target(params, position) : params.ignore_index;
+    const int64_t target = Softmax::probabilities ? (exists ? 0 : -1)
+                           : exists               ? load_target(params, position)
+                                                  : params.ignore_index;
     const Offsets offsets(params.layout, exists ? position : first);
     const T* x = softmax.input() + offsets.input;                       // [C]
     T* g = softmax.writes() ? softmax.grad() + offsets.grad : nullptr;  // [C]
-    const int32_t y = class_of(params, target);
+    const int32_t y = Softmax::probabilities ? int32_t(target) : class_of(params, target);
     // Elements of x and g that are 16 bytes in both, from the start of a 32-byte sector on.
     const Split<T, int> split(!g || same_alignment(x, g) ? elements_before_sector(x) : C, C);
     const int used = y < 0 ? 0 : C;  // an ignored row's logits are not read
-    RowPacks<T> row{x + split.head, kept, min(split.packs, used), launch.schedule.row_bytes / kPackBytes,
-                    threads,        lane};
+    RowPacks<T, LossOf::extended ? 2 : 4> row{
+        x + split.head, kept, min(split.packs, used), launch.schedule.row_bytes / kPackBytes, threads, lane};
     const int scalars = min(split.scalars, used);
 
     S target_logit = y < 0 ? S(0) : to_compute(x[y]);
+    // Whether class probabilities are read in packs, as the logits are.
+    const bool whole = softmax.reads_like_input() && same_alignment(softmax.soft_target() + offsets.grad, x);
     ClassSum<S> classes;
-    row.read([&](int /*i*/, const auto& loaded) {
+    S terms = 0;
+    row.read([&](int i, const auto& loaded) {
+      constexpr int batch = sizeof(loaded) / sizeof(Pack<T>);
 #pragma unroll
-      for (const Pack<T>& pack : loaded) {
+      for (int b = 0; b < batch; ++b) {
         S logits[size];
 #pragma unroll
-        for (int j = 0; j < size; ++j) logits[j] = to_compute(pack.at[j]);
+        for (int j = 0; j < size; ++j) logits[j] = softmax.logit(loaded[b].at[j]);
         classes.add(logits);
+        if constexpr (Softmax::probabilities) {
+          const int c = split.pack(i + b * threads);
+          S term[size];
+          softmax.terms(c, 1, offsets.grad + c, whole, term);
+#pragma unroll
+          for (int j = 0; j < size; ++j) terms += term[j];
+        }
       }
     });
 #pragma unroll 1
     for (int i = lane; i < scalars; i += threads) {
-      S logits[1] = {to_compute(x[split.scalar(i)])};
+      const int c = split.scalar(i);
+      S logits[1] = {softmax.logit(x[c])};
       classes.add(logits);
+      if constexpr (Softmax::probabilities) terms += softmax.term(c, offsets.grad + c);
     }
     merge_threads(classes, threads);  // and orders all reads of the row, target_logit's too, before its writes
+    if constexpr (Softmax::probabilities) terms = add_threads(terms, threads);
 
     if constexpr (Softmax::counts) {
       if (exists && lane == 0) softmax.count(classes, target_logit, y, position);
       continue;
     }
-    SoftmaxDecision<S> decision = softmax.decide(classes, target_logit, y);
+    SoftmaxDecision<S> decision = softmax.decide(classes, softmax.logit_of(target_logit), y, position, terms);
     S weighted = 0;
     if (softmax.second_pass() && y >= 0) {
       row.read_again([&](int i, auto& loaded) {
         constexpr int batch = sizeof(loaded) / sizeof(Pack<T>);
 #pragma unroll
         for (int b = 0; b < batch; ++b) {
+          const int c = split.pack(i + b * threads);
+          S term[size];
+          softmax.terms(c, 1, offsets.grad + c, whole, term);
 #pragma unroll
           for (int j = 0; j < size; ++j) {
-            S shifted = to_compute(loaded[b].at[j]) - classes.max;
-            int c = split.pack(i + b * threads) + j;
-            softmax.add_weighted(shifted, c, weighted);
-            loaded[b].at[j] = to_storage<T>(softmax.gradient(decision.gradient, exp_nonpositive(shifted), c));
+            const S element = to_compute(loaded[b].at[j]);
+            const S shifted = softmax.logit_of(element) - classes.max;
+            if constexpr (Softmax::mixes) weighted += term[j] * shifted;
+            loaded[b].at[j] = to_storage<T>(softmax.gradient(decision.gradient, exp_nonpositive(shifted), element,
+                                                             term[j] * decision.gradient_share));
           }
         }
         if (!g) return;
@@ -198,16 +223,20 @@ __global__ void __launch_bounds__(max_row_threads(sizeof(T), LossOf::smooths), 1
       });
       // The thread that wrote the target's pack writes the target again, with its onehot.
       const int in_packs = y - split.head;
-      if (g && in_packs >= 0 && in_packs / size < split.packs && in_packs / size % threads == lane) {
-        g[y] = softmax.target_gradient(decision, target_logit);
+      const bool wrote_target = in_packs >= 0 && in_packs / size < split.packs && in_packs / size % threads == lane;
+      if (!Softmax::probabilities && g && wrote_target) {
+        g[y] = softmax.target_gradient(decision, target_logit, softmax.term(y, offsets.grad + y));
       }
 #pragma unroll 1
       for (int i = lane; i < scalars; i += threads) {
-        int c = split.scalar(i);
-        S shifted = to_compute(x[c]) - classes.max;
-        softmax.add_weighted(shifted, c, weighted);
-        S value = softmax.gradient(decision.gradient, exp_nonpositive(shifted), c);
-        if (g) g[c] = c == y ? softmax.target_gradient(decision, target_logit) : to_storage<T>(value);
+        const int c = split.scalar(i);
+        const S element = to_compute(x[c]);
+        const S shifted = softmax.logit_of(element) - classes.max;
+        const S term = softmax.term(c, offsets.grad + c);
+        if constexpr (Softmax::mixes) weighted += term * shifted;
+        const S value = softmax.gradient(decision.gradient, exp_nonpositive(shifted), element,
+                                         term * decision.gradient_share, c == y);
+        if (g) g[c] = to_storage<T>(value);
       }
     } else if (g && exists) {  // ignored: 0, whatever the logits
       Pack<T> zeros{};
@@ -215,7 +244,7 @@ __global__ void __launch_bounds__(max_row_threads(sizeof(T), LossOf::smooths), 1
 #pragma unroll 1
       for (int i = lane; i < split.scalars; i += threads) g[split.scalar(i)] = zeros.at[0];
     }
-    if constexpr (LossOf::smooths) weighted = add_threads(weighted, threads);
+    if constexpr (LossOf::mixes) weighted = add_threads(weighted, threads);
     if (exists && lane == 0) softmax.finish(decision, position, weighted);
   }
   softmax.conclude_launch();

@@ -2,8 +2,8 @@
 //
 // A warp takes 32 rows at a time through its own part of shared memory, where the next rows arrive while it computes:
 // no thread waits for another warp. The logits are read once and the gradient is written once, both 16 bytes at a time,
-// and each logit has one exponential. A warp reads all logits of its rows before it writes their gradient: the gradient
-// may overwrite the logits.
+// and each logit has one exponential; an extended loss leaves its row in shared memory, and has two. A warp reads all
+// logits of its rows before it writes their gradient: the gradient may overwrite the logits.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -72,7 +72,7 @@ struct WarpRows {
 
 // kClasses: C, rounded up to a bucket; kFewest: more than those of the bucket below.
 template <class T, class LossOf, int kClasses, int kFewest>
-__global__ void __launch_bounds__(tile_threads(sizeof(T)))
+__global__ void __launch_bounds__(tile_threads(sizeof(T)), 1)
     softmax_tile(const __grid_constant__ SoftmaxLaunch launch, const LossOf loss_of) {
   using S = Compute<T>;
   using Softmax = SoftmaxBlock<T, LossOf>;
@@ -96,13 +96,15 @@ __global__ void __launch_bounds__(tile_threads(sizeof(T)))
   const int first_pack = Rows::first_pack(before);
   const T* next_input = input + next * C + first_pack;
   int next_rows, buffer = 0;
-  int64_t next_target;
+  int64_t next_target = 0;
   auto fetch = [&] {
     const int64_t left = params.N - next;
     next_rows = left >= 32 ? 32 : max(int(left), 0);
     Rows::load(tiles + buffer * tile_elements + first_pack, next_input, before, next_rows * C);
     commit_copies();
-    next_target = lane < next_rows ? load_target(params, next + lane) : params.ignore_index;
+    if constexpr (!Softmax::probabilities) {
+      next_target = lane < next_rows ? load_target(params, next + lane) : params.ignore_index;
+    }
   };
   fetch();
   Softmax softmax(launch, loss_of, counters);  // while the first rows arrive
@@ -113,7 +115,7 @@ __global__ void __launch_bounds__(tile_threads(sizeof(T)))
   while (next_rows > 0) {
     const int64_t first = next;
     const int rows = next_rows;
-    const int32_t y = class_of(params, next_target);
+    const int32_t y = Softmax::probabilities ? 0 : class_of(params, next_target);
     T* const tile = tiles + buffer * tile_elements;  // [rows, C]
     next += step;
     next_input += step * C;
@@ -124,46 +126,82 @@ __global__ void __launch_bounds__(tile_threads(sizeof(T)))
 
     if (lane < rows) {
       T* const row = tile + lane * C;  // [C]
-      // Class i ^ swizzle is at class_group[i % group] + i / group * group.
-      constexpr int group = kClasses & -kClasses;
-      T* class_group[group];
-#pragma unroll
-      for (int i = 0; i < group; ++i) class_group[i] = row + (i ^ swizzle);
-      auto at = [&](int i) -> T& { return class_group[i % group][i / group * group]; };
-      auto exists = [&](int i) { return i < kFewest || i < C; };
-
-      const S target_logit = y < 0 ? S(0) : to_compute(row[y]);
-      S x[kClasses];  // logits, then exp(x_k - max)
-      ClassSum<S> classes;
-#pragma unroll
-      for (int i = 0; i < kClasses; ++i) {
-        x[i] = exists(i) ? to_compute(at(i)) : S(-INFINITY);
-        classes.max = fmax(classes.max, x[i]);  // a nan comes in by its exponential
-      }
-      const S reference = ClassSum<S>::finite(classes.max);
-      S weighted = 0;
-#pragma unroll
-      for (int i = 0; i < kClasses; ++i) {
-        S shifted = x[i] - reference;
-        if (exists(i)) softmax.add_weighted(shifted, i ^ swizzle, weighted);
-        x[i] = exp_nonpositive(shifted);
-        classes.sum += x[i];
-      }
-      if constexpr (Softmax::counts) {
-        softmax.count(classes, target_logit, y, first + lane);
-      } else {
-        SoftmaxDecision<S> decision = softmax.decide(classes, target_logit, y);
+      const S target_element = y < 0 ? S(0) : to_compute(row[y]);
+      const S target_logit = softmax.logit_of(target_element);
+      const int64_t of_row = (first + lane) * C;  // where its first class lies in every tensor
+      auto term_of = [&](int c) { return softmax.term(c, of_row + c); };
+      auto store_target = [&](const SoftmaxDecision<S>& decision) {
+        if (!Softmax::probabilities) row[y] = softmax.target_gradient(decision, target_element, term_of(y));
+      };
+      if constexpr (LossOf::extended) {
+        ClassSum<S> classes;
+        S weighted = 0, terms = 0;
+#pragma unroll 4
+        for (int i = 0; i < C; ++i) classes.max = fmax(classes.max, softmax.logit(row[i ^ swizzle]));
+        const S reference = ClassSum<S>::finite(classes.max);
+#pragma unroll 4
+        for (int i = 0; i < C; ++i) {
+          const S shifted = softmax.logit(row[i ^ swizzle]) - reference, term = term_of(i ^ swizzle);
+          classes.sum += exp_nonpositive(shifted);
+          weighted += term * shifted;
+          terms += term;
+        }
+        const SoftmaxDecision<S> decision = softmax.decide(classes, target_logit, y, first + lane, terms);
         softmax.finish(decision, first + lane, weighted);
         if (writes && y >= 0) {
-#pragma unroll
-          for (int i = 0; i < kClasses; ++i) {
-            if (exists(i)) at(i) = to_storage<T>(softmax.gradient(decision.gradient, x[i], i ^ swizzle));
+#pragma unroll 4
+          for (int i = 0; i < C; ++i) {
+            T& at = row[i ^ swizzle];
+            const S element = to_compute(at), e = exp_nonpositive(softmax.logit_of(element) - reference);
+            at = to_storage<T>(
+                softmax.gradient(decision.gradient, e, element, term_of(i ^ swizzle) * decision.gradient_share));
           }
-          row[y] = softmax.target_gradient(decision, target_logit);
-        } else if (writes) {  // ignored: 0, whatever the logits
-#pragma unroll 1
-          for (int c = 0; c < C; ++c) row[c] = to_storage<T>(S(0));
+          store_target(decision);
         }
+      } else {
+        // Class i ^ swizzle is at class_group[i % group] + i / group * group.
+        constexpr int group = kClasses & -kClasses;
+        T* class_group[group];
+#pragma unroll
+        for (int i = 0; i < group; ++i) class_group[i] = row + (i ^ swizzle);
+        auto at = [&](int i) -> T& { return class_group[i % group][i / group * group]; };
+        auto exists = [&](int i) { return i < kFewest || i < C; };
+
+        S x[kClasses];  // logits, then exp(x_k - max)
+        ClassSum<S> classes;
+#pragma unroll
+        for (int i = 0; i < kClasses; ++i) {
+          x[i] = exists(i) ? to_compute(at(i)) : S(-INFINITY);
+          classes.max = fmax(classes.max, x[i]);  // a nan comes in by its exponential
+        }
+        const S reference = ClassSum<S>::finite(classes.max);
+        S weighted = 0;
+#pragma unroll
+        for (int i = 0; i < kClasses; ++i) {
+          S shifted = x[i] - reference;
+          if (Softmax::mixes && exists(i)) weighted += term_of(i ^ swizzle) * shifted;
+          x[i] = exp_nonpositive(shifted);
+          classes.sum += x[i];
+        }
+        if constexpr (Softmax::counts) {
+          softmax.count(classes, target_logit, y, first + lane);
+        } else {
+          const SoftmaxDecision<S> decision = softmax.decide(classes, target_logit, y, first + lane, 0);
+          softmax.finish(decision, first + lane, weighted);
+          if (writes && y >= 0) {
+#pragma unroll
+            for (int i = 0; i < kClasses; ++i) {
+              if (!exists(i)) continue;
+              at(i) = to_storage<T>(
+                  softmax.gradient(decision.gradient, x[i], 0, term_of(i ^ swizzle) * decision.gradient_share));
+            }
+            store_target(decision);
+          }
+        }
+      }
+      if (writes && y < 0) {  // ignored: 0, whatever the logits
+#pragma unroll 1
+        for (int c = 0; c < C; ++c) row[c] = to_storage<T>(S(0));
       }
     }
     __syncwarp();  // the gradient is in the tile, or no row is read any more

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cross_entropy.h"
+#include "params.h"
 #include "row.h"
 #include "sigmoid.h"
 
@@ -16,9 +17,10 @@ FASTLOSS_HD V p_times_nll(V nll, V p) {
 
 // A gamma that is the same in all calls can be in the type (fixed > 0), so that nothing asks for it in a loop.
 template <class S, int fixed = 0>
-struct Focal {
-  static constexpr bool smooths = false;
+struct Focal : OneClass {
   S any_gamma;
+
+  FASTLOSS_HD Focal(S gamma = fixed) : any_gamma(gamma) {}
 
   template <class V>
   FASTLOSS_HD ValueSlope<V> operator()(V nll, V p, V q) const {
@@ -48,6 +50,7 @@ struct Focal {
 
 template <class FocalOf>
 struct SigmoidFocal {
+  static constexpr bool two_sided = false;
   FocalOf focal;
 
   template <class V>
@@ -74,12 +77,16 @@ constexpr bool kFixesGamma = true;
 struct FocalLoss {
   static constexpr LossRow row = {"focal_loss", "gamma", 0, 16};
 
+  template <class S>
+  static FASTLOSS_HD Focal<S> any(S gamma) {
+    return Focal<S>(gamma);
+  }
   template <class S, class With>
   static auto with(S gamma, const With& with) {
     if constexpr (kFixesGamma) {
       if (gamma == 2) return with(Focal<S, 2>{});
     }
-    return with(Focal<S>{gamma});
+    return with(any(gamma));
   }
 };
 
@@ -87,10 +94,11 @@ struct SigmoidFocalLoss {
   static constexpr LossRow row = {"sigmoid_focal_loss", "gamma", 0, 16};
 
   template <class S, class With>
-  static auto with(S gamma, const With& with) {
+  static auto with(const SigmoidParams& params, const With& with) {
+    const S gamma = S(params.parameter);
     if (gamma == 0) return with(SigmoidCrossEntropy{});
     if (gamma == 2) return with(SigmoidFocal<Focal<S, 2>>{});
-    return with(SigmoidFocal<Focal<S>>{{gamma}});
+    return with(SigmoidFocal<Focal<S>>{Focal<S>(gamma)});
   }
 };
 

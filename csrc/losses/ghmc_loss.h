@@ -1,5 +1,6 @@
-// GHM-C (Li et al. 2019, section 3.2): f(nll) = beta[bin(g)] * nll with the gradient norm g = q, beta constant. The
-// schedules count the bins, turn the counts into beta and weight cross entropy by it.
+// GHM-C (Li et al. 2019, section 3.2): f(nll) = beta[bin(g)]^power * nll with the gradient norm g = q, beta constant
+// and power 1, unless it is to be damped. The schedules count the bins, turn the counts into beta and weight cross
+// entropy by it.
 #pragma once
 
 #include "cross_entropy.h"
@@ -34,19 +35,23 @@ FASTLOSS_HD double ghm_histogram(const GhmState& state, int32_t bin, int64_t cou
   return state.running_histogram[bin] / (state.bias_correction ? 1 - pow(state.momentum, double(updates)) : 1.0);
 }
 
-// beta of one bin: total valid decisions, num_nonempty bins that have any.
+// beta^power of one bin: total valid decisions, num_nonempty bins that have any.
 FASTLOSS_HD double ghm_bin_weight(const GhmState& state, int32_t bin, int64_t count, int64_t total,
                                   int32_t num_nonempty) {
   double histogram = ghm_histogram(state, bin, count);
   double n = state.normalizer == Normalizer::nonempty ? num_nonempty : state.bins;
-  return count == 0 ? 0 : double(total) / (n * histogram);
+  if (count == 0) return 0;
+  const double beta = double(total) / (n * histogram);
+  return state.power == 1 ? beta : pow(beta, state.power);
 }
 
 // Cross entropy weighted by a look-up of beta, bin_weights(gradient_norm). Lookup: how a device stages the weights.
 template <class Lookup>
-struct Ghmc {
-  static constexpr bool smooths = false;
+struct Ghmc : OneClass {
+  static constexpr bool two_sided = false;
   Lookup bin_weights;
+
+  FASTLOSS_HD explicit Ghmc(const Lookup& lookup) : bin_weights(lookup) {}
 
   template <class V>
   FASTLOSS_HD ValueSlope<V> operator()(V nll, V p, V q) const {

@@ -94,6 +94,10 @@ FASTLOSS_HD V positive_part(V x) {
 FASTLOSS_HD float select(bool condition, float a, float b) { return condition ? a : b; }
 FASTLOSS_HD double select(bool condition, double a, double b) { return condition ? a : b; }
 
+// -log p where q = 1 - p: each has digits that the other lacks.
+FASTLOSS_HD float nll_of(float p, float q) { return q < 0.5f ? -std::log1p(-q) : -std::log(p); }
+FASTLOSS_HD double nll_of(double p, double q) { return q < 0.5 ? -std::log1p(-q) : -std::log(p); }
+
 FASTLOSS_HD int32_t to_index(float x) { return int32_t(x); }
 FASTLOSS_HD int32_t to_index(double x) { return int32_t(x); }
 
@@ -104,6 +108,7 @@ FASTLOSS_HD V power(V q, S gamma) {
   if (gamma == 1) return q;
   if (gamma == S(0.5)) return sqrt(q);
   if (gamma == 0) return V{} + 1;
+  if (gamma == 3) return q * q * q;
   return pow(q, gamma);
 }
 

@@ -19,7 +19,7 @@ struct Layout {
   int32_t ndim;  // >= 1
   int64_t size[kMaxDims];
   int64_t stride[kMaxDims];       // of the input, in elements
-  int64_t grad_stride[kMaxDims];  // of the gradient
+  int64_t grad_stride[kMaxDims];  // of the gradient, and of class probabilities
   int64_t class_stride;
   int64_t grad_class_stride;
   int64_t extent;  // elements from the input's first to one past its last
@@ -30,44 +30,75 @@ struct GhmState {
   double* running_histogram;  // [bins]
   int64_t* num_updates;       // [bins]
   double momentum;
+  double power;  // of beta
   int32_t bins;
   Normalizer normalizer;  // n counts the non-empty bins, or all of them
   bool bias_correction;
   bool training;
 };
 
+// What language models' losses add: logits are logit_scale * x, or softcap * tanh(logit_scale * x / softcap) where that
+// is not 0, and a decision's loss has z_loss * logsumexp(logits)^2 more (Chowdhery et al. 2022, "PaLM", section 5).
+struct SoftmaxExtras {
+  double z_loss, logit_scale, softcap;
+};
+
 // A call's loss is row `loss` of its table (losses/table.h), with one parameter. GHM-C's is cross entropy, weighted.
 struct SoftmaxParams {
-  const void* input;   // [N, C] logits by layout, dtype
-  void* grad;          // the same shape by layout, dtype; may be the input itself; null: no gradient wanted
-  const void* target;  // [N] contiguous
-  const void* weight;  // [C] in the compute type (double for float64, else float), or null
-  void* loss;          // [N] for reduction none, else [1]; compute type
-  double* bin_weight;  // [bins] GHM-C's beta, written and then read
+  const void* input;          // [N, C] logits by layout, dtype
+  void* grad;                 // the same shape by layout, dtype; may be the input itself; null: no gradient wanted
+  const void* target;         // [N] contiguous class indices; or class probabilities, which lie as the gradient does
+  const void* weight;         // [C] in the compute type (double for float64, else float), or null
+  const void* sample_weight;  // [N] contiguous, compute type, or null
+  const double* denominator;  // [1] what a mean divides by; null: the sum of the decisions' weights
+  void* lse;                  // [N] written, logsumexp of each decision's logits, compute type; or null
+  void* loss;                 // [N] for reduction none, else [1]; compute type
+  double* bin_weight;         // [bins] GHM-C's beta, written and then read
+  const int64_t* counts;      // [bins] GHM-C's histogram, where it is not of this batch alone; or null
   int64_t N, C;
   Layout layout;
   int64_t ignore_index;
   double parameter;
-  float* stored_scale;  // [1] float16: written, the power of two that the gradient is stored times; else null
+  double label_smoothing;  // the parameter, where it is that; else 0
+  float* stored_scale;     // [1] float16: written, the power of two that the gradient is stored times; else null
   GhmState ghm;
+  SoftmaxExtras extras;
   int32_t loss_row;
   bool ghmc;
+  bool extended;  // something of extras or lse is asked for
+  bool probabilities;
   DType dtype;
-  bool target_is_int64;  // else int32
+  bool target_is_int64;         // indices: else int32
+  bool target_is_compute_type;  // probabilities: else the input's dtype
   Reduction reduction;
 };
 
+// Whether anything lies by the layout's grad_stride.
+inline bool has_second_tensor(const SoftmaxParams& params) { return params.grad || params.probabilities; }
+
+// Numbers that neighbouring decisions share: decision i has values[i / inner % size]. Of one a class [C] inner is 1, of
+// one a row [N, 1] it is C.
+struct Broadcast {
+  const void* values;  // [size], compute type; null: there are none
+  int64_t inner, size;
+};
+
 struct SigmoidParams {
-  const void* input;    // [N] logits, dtype
-  void* grad;           // [N] dtype; may be the input itself; null: no gradient wanted
-  const void* target;   // [N] in [0, 1]; the input's dtype, or the compute type
-  const uint8_t* mask;  // [N] 1 where the decision counts, or null: all count
-  void* loss;           // [N] for reduction none, else [1]; compute type
-  double* bin_weight;   // [bins] GHM-C's beta, written and then read
+  const void* input;      // [N] logits, dtype
+  void* grad;             // [N] dtype; may be the input itself; null: no gradient wanted
+  const void* target;     // [N] in [0, 1]; the input's dtype, or the compute type
+  const uint8_t* mask;    // [N] 1 where the decision counts, or null: all count
+  void* loss;             // [N] for reduction none, else [1]; compute type
+  double* bin_weight;     // [bins] GHM-C's beta, written and then read
+  const int64_t* counts;  // [bins] GHM-C's histogram, where it is not of this batch alone; or null
   int64_t N;
-  double alpha;  // < 0: no class balance
+  Broadcast class_alpha;      // alpha of each decision, instead of alpha
+  Broadcast sample_weight;    // a factor of each decision's loss
+  const double* denominator;  // [1] what a mean divides by; null: the sum of the weights of the decisions that count
+  double alpha;               // < 0: no class balance
   double parameter;
-  float* stored_scale;  // [1] float16: written, the power of two that the gradient is stored times; else null
+  double gamma_negative, margin;  // of a row that is asymmetric
+  float* stored_scale;            // [1] float16: written, the power of two that the gradient is stored times; else null
   GhmState ghm;
   int32_t loss_row;
   bool ghmc;
@@ -75,6 +106,19 @@ struct SigmoidParams {
   bool target_is_compute_type;
   Reduction reduction;
 };
+
+// Whether decisions have factors of their own.
+constexpr bool is_weighted(const SigmoidParams& params) {
+  return params.class_alpha.values || params.sample_weight.values;
+}
+
+// Whether the kernels need the sum of the weights of the decisions that count before they start, or, for a float16
+// gradient, the largest of them.
+constexpr bool needs_weights(const SigmoidParams& params) {
+  if (params.ghmc) return false;
+  if (params.stored_scale && params.sample_weight.values) return true;
+  return params.reduction == Reduction::mean && !params.denominator && (params.mask || params.sample_weight.values);
+}
 
 // GHM-C's bins without a loss: what the histogram counts, and a backward pass that is itself differentiated looks beta
 // up by.

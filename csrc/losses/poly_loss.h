@@ -7,9 +7,10 @@
 namespace FASTLOSS_NAMESPACE {
 
 template <class S>
-struct Poly {
-  static constexpr bool smooths = false;
+struct Poly : OneClass {
   S epsilon;
+
+  FASTLOSS_HD explicit Poly(S e) : epsilon(e) {}
 
   template <class V>
   FASTLOSS_HD ValueSlope<V> operator()(V nll, V p, V q) const {
@@ -20,9 +21,13 @@ struct Poly {
 struct PolyLoss {
   static constexpr LossRow row = {"poly_loss", "epsilon", -1, 1e4};
 
+  template <class S>
+  static FASTLOSS_HD Poly<S> any(S epsilon) {
+    return Poly<S>(epsilon);
+  }
   template <class S, class With>
   static auto with(S epsilon, const With& with) {
-    return with(Poly<S>{epsilon});
+    return with(any(epsilon));
   }
 };
 

@@ -1,6 +1,7 @@
 // The sigmoid decision: one yes or no a logit. What the sigmoid losses are functions of.
 #pragma once
 
+#include "params.h"
 #include "row.h"
 
 namespace FASTLOSS_NAMESPACE {
@@ -43,16 +44,19 @@ FASTLOSS_HD V gradient_norm(const Decision<V>& d, V target, bool soft) {
 
 // What value and slope of a decision are multiplied by. Sigmoid focal loss's alpha >= 0 is the weight of class 1, class
 // 0 has the rest, a soft target lies between them; without (alpha < 0) all have 1. The slope becomes one with respect
-// to x, times scale.
-template <class S>
+// to x, times scale. F: the same for all decisions (S), or one for each of V.
+template <class S, class F = S>
 struct ClassBalance {
-  S zero, one;
-  S scale, slope_of_zero, slope_of_one;
+  F zero, one;
+  S scale;
+  F slope_of_zero, slope_of_one;
 
   FASTLOSS_HD ClassBalance(double alpha, double scale_of_slope)
-      : zero(alpha >= 0 ? S(1 - alpha) : S(1)),
-        one(alpha >= 0 ? S(alpha) : S(1)),
-        scale(S(scale_of_slope)),
+      : ClassBalance(alpha >= 0 ? S(1 - alpha) : S(1), alpha >= 0 ? S(alpha) : S(1), S(scale_of_slope)) {}
+  FASTLOSS_HD ClassBalance(F weight_of_zero, F weight_of_one, S scale_of_slope)
+      : zero(weight_of_zero),
+        one(weight_of_one),
+        scale(scale_of_slope),
         slope_of_zero(scale * zero),
         slope_of_one(-scale * one) {}
 
@@ -66,5 +70,30 @@ struct ClassBalance {
     return {select(target == 1, one - V{}, value) * f.value, select(target == 1, slope_of_one - V{}, slope) * f.slope};
   }
 };
+
+// share * x, but 0 without a share, whatever x is.
+template <class V>
+FASTLOSS_HD V times_share(V share, V x) {
+  return select(share == 0, V{}, share * x);
+}
+
+template <class LossOf, class Balance, class V>
+FASTLOSS_HD ValueSlope<V> balanced(const LossOf& loss_of, const Balance& balance, V x, V e, V target, bool soft) {
+  return balance(loss_of(decide(x, e, target, soft), target, soft), target, soft);
+}
+
+// Value and slope (with respect to x, times balance.scale) of a decision of the logit x; e: decision_exp(x).
+template <class LossOf, class Balance, class V>
+FASTLOSS_HD ValueSlope<V> conclude(const LossOf& loss_of, const Balance& balance, V x, V e, V target, bool soft) {
+  if constexpr (LossOf::two_sided) {
+    ValueSlope<V> one = balanced(loss_of, balance, x, e, soft ? V{} + 1 : target, false);
+    if (!soft) return one;
+    ValueSlope<V> zero = balanced(loss_of, balance, x, e, V{}, false);  // a soft target has a share of both
+    return {times_share(target, one.value) + times_share(1 - target, zero.value),
+            times_share(target, one.slope) + times_share(1 - target, zero.slope)};
+  } else {
+    return balanced(loss_of, balance, x, e, target, soft);
+  }
+}
 
 }  // namespace FASTLOSS_NAMESPACE

@@ -74,17 +74,24 @@ int32_t dtype_code(ScalarType dtype) {
   }
 }
 
+// By the C interface: torch::stable::new_empty goes through the dispatcher, a tenth of a small op's time.
+Tensor empty_strided(const Tensor& like, const int64_t* sizes, const int64_t* strides, int64_t dims, ScalarType dtype) {
+  AtenTensorHandle tensor;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides, dtype_code(dtype),
+                                                  int32_t(like.device().type()), like.get_device_index(), &tensor));
+  return Tensor(tensor);
+}
+
 }  // namespace
 
-// By the C interface: torch::stable::new_empty goes through the dispatcher, a tenth of a small op's time.
 Tensor empty_on_device_of(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t d = sizes.size(); d > 1; --d) strides[d - 2] = strides[d - 1] * std::max<int64_t>(sizes[d - 1], 1);
-  AtenTensorHandle tensor;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(),
-                                                  dtype_code(dtype), int32_t(like.device().type()),
-                                                  like.get_device_index(), &tensor));
-  return Tensor(tensor);
+  return empty_strided(like, sizes.data(), strides.data(), int64_t(sizes.size()), dtype);
+}
+
+Tensor empty_strided_as(const Tensor& like, ScalarType dtype) {
+  return empty_strided(like, like.sizes().data(), like.strides().data(), like.dim(), dtype);
 }
 
 Tensor empty_gradient(const Tensor& tensor) {

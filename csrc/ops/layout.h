@@ -26,4 +26,7 @@ void check_no_overlap(const torch::stable::Tensor& input);
 torch::stable::Tensor empty_on_device_of(const torch::stable::Tensor& like, const std::vector<int64_t>& sizes,
                                          ScalarType dtype);
 
+// Uninitialised, with like's shape, strides and device.
+torch::stable::Tensor empty_strided_as(const torch::stable::Tensor& like, ScalarType dtype);
+
 }  // namespace fastloss

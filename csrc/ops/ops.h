@@ -35,20 +35,27 @@ struct Call {
   OptionalTensor grad;          // the gradient of input
   OptionalTensor written_grad;  // what the kernels write, if they cannot write grad: copied at the end
   OptionalTensor stored_scale;  // [1] where a float16 gradient is stored times something, else [0]
-  OptionalTensor weight_or_mask;
+  OptionalTensor weight_or_mask, class_alpha, sample_weight;
   OptionalTensor bin_weight;  // [bins] of GHM-C
+  OptionalTensor lse;         // of a softmax loss: one a decision where it is asked for, else [0]
 };
 
 struct SoftmaxCall : Call {
   SoftmaxParams params{};
+  // probabilities: a target of the input's shape may hold class probabilities.
   SoftmaxCall(Gradient gradient, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-              int64_t ignore_index, int64_t reduction);
+              const OptionalTensor& denominator, int64_t ignore_index, int64_t reduction, bool probabilities = false);
+
+ private:
+  void lay_out_probabilities();
 };
 
 struct SigmoidCall : Call {
   SigmoidParams params{};
   SigmoidCall(Gradient gradient, const Tensor& input, const Tensor& target, const OptionalTensor& mask,
               int64_t reduction);
+  void check_factors(const OptionalTensor& class_alpha, const OptionalTensor& sample_weight,
+                     const OptionalTensor& denominator, double alpha);
 };
 
 struct ScaleCall {
@@ -64,7 +71,11 @@ struct GradientNormsCall {
 };
 
 void check_parameter(const LossRow& row, double value);
-void check_alpha(double alpha);
+void check_sample_weight(SoftmaxCall& call, const OptionalTensor& sample_weight);
+// With a new lse.
+void check_extras(SoftmaxCall& call, bool return_lse, double z_loss, double logit_scale, std::optional<double> softcap);
+// Of a sigmoid loss that is asymmetric.
+void check_shift(double gamma_negative, double margin);
 int32_t check_bins(int64_t bins);
 // Into either call, with a new bin_weight.
 struct GhmArguments {
@@ -73,8 +84,11 @@ struct GhmArguments {
   double momentum;
   int64_t normalizer;
   bool bias_correction, training;
+  double power;
 };
 GhmState check_ghm(Call& call, const GhmArguments& arguments);
+// [bins], or null.
+const int64_t* check_counts(const Call& call, const OptionalTensor& counts, int32_t bins);
 // Uninitialised, with tensor's shape, dtype and, if it has no gaps, strides.
 Tensor empty_gradient(const Tensor& tensor);
 // Uninitialised bytes on tensor's device, for its kernels to work in.
@@ -84,47 +98,79 @@ Tensor empty_workspace(const Tensor& tensor, int64_t bytes);
 
 template <int32_t row>
 SoftmaxCall softmax_call(Gradient gradient, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                         double parameter, int64_t ignore_index, int64_t reduction) {
-  check_parameter(SoftmaxLosses::rows[row], parameter);
-  SoftmaxCall call(gradient, input, target, weight, ignore_index, reduction);
+                         const OptionalTensor& sample_weight, const OptionalTensor& denominator, double parameter,
+                         double z_loss, double logit_scale, std::optional<double> softcap, bool return_lse,
+                         int64_t ignore_index, int64_t reduction) {
+  constexpr LossRow of_row = SoftmaxLosses::rows[row];
+  check_parameter(of_row, parameter);
+  SoftmaxCall call(gradient, input, target, weight, denominator, ignore_index, reduction, of_row.mixes);
+  check_sample_weight(call, sample_weight);
+  check_extras(call, return_lse, z_loss, logit_scale, softcap);
+  call.params.loss_row = row;
+  call.params.parameter = parameter;
+  call.params.label_smoothing = of_row.mixes ? parameter : 0;
+  return call;
+}
+
+template <int32_t row>
+SigmoidCall sigmoid_call(Gradient gradient, const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                         const OptionalTensor& class_alpha, const OptionalTensor& sample_weight,
+                         const OptionalTensor& denominator, double alpha, double parameter, int64_t reduction) {
+  check_parameter(SigmoidLosses::rows[row], parameter);
+  SigmoidCall call(gradient, input, target, mask, reduction);
+  call.check_factors(class_alpha, sample_weight, denominator, alpha);
   call.params.loss_row = row;
   call.params.parameter = parameter;
   return call;
 }
 
 template <int32_t row>
-SigmoidCall sigmoid_call(Gradient gradient, const Tensor& input, const Tensor& target, double alpha, double parameter,
-                         int64_t reduction) {
-  check_alpha(alpha);
-  check_parameter(SigmoidLosses::rows[row], parameter);
-  SigmoidCall call(gradient, input, target, std::nullopt, reduction);
-  call.params.loss_row = row;
-  call.params.alpha = alpha;
-  call.params.parameter = parameter;
+SigmoidCall asymmetric_call(Gradient gradient, const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                            const OptionalTensor& class_alpha, const OptionalTensor& sample_weight,
+                            const OptionalTensor& denominator, double alpha, double parameter, double gamma_negative,
+                            double margin, int64_t reduction) {
+  check_shift(gamma_negative, margin);
+  SigmoidCall call = sigmoid_call<row>(gradient, input, target, mask, class_alpha, sample_weight, denominator, alpha,
+                                       parameter, reduction);
+  call.params.gamma_negative = gamma_negative;
+  call.params.margin = margin;
   return call;
 }
+template <int32_t row>
+constexpr auto build_of_sigmoid() {
+  if constexpr (SigmoidLosses::rows[row].asymmetric) {
+    return &asymmetric_call<row>;
+  } else {
+    return &sigmoid_call<row>;
+  }
+}
 
-inline SoftmaxCall ghmc_call(Gradient gradient, const Tensor& input, const Tensor& target,
-                             const OptionalTensor& running_histogram, const OptionalTensor& num_updates, int64_t bins,
-                             double momentum, int64_t normalizer, bool bias_correction, bool training,
-                             int64_t ignore_index, int64_t reduction) {
-  SoftmaxCall call(gradient, input, target, std::nullopt, ignore_index, reduction);
+inline SoftmaxCall ghmc_call(Gradient gradient, const Tensor& input, const Tensor& target, const OptionalTensor& counts,
+                             const OptionalTensor& denominator, const OptionalTensor& running_histogram,
+                             const OptionalTensor& num_updates, int64_t bins, double momentum, int64_t normalizer,
+                             bool bias_correction, bool training, double power, int64_t ignore_index,
+                             int64_t reduction) {
+  SoftmaxCall call(gradient, input, target, std::nullopt, denominator, ignore_index, reduction);
   call.params.ghmc = true;
   call.params.ghm =
-      check_ghm(call, {running_histogram, num_updates, bins, momentum, normalizer, bias_correction, training});
+      check_ghm(call, {running_histogram, num_updates, bins, momentum, normalizer, bias_correction, training, power});
+  call.params.counts = check_counts(call, counts, call.params.ghm.bins);
   call.params.bin_weight = static_cast<double*>(call.bin_weight->mutable_data_ptr());
   return call;
 }
 
 inline SigmoidCall sigmoid_ghmc_call(Gradient gradient, const Tensor& input, const Tensor& target,
-                                     const OptionalTensor& mask, const OptionalTensor& running_histogram,
+                                     const OptionalTensor& mask, const OptionalTensor& counts,
+                                     const OptionalTensor& denominator, const OptionalTensor& running_histogram,
                                      const OptionalTensor& num_updates, int64_t bins, double momentum,
-                                     int64_t normalizer, bool bias_correction, bool training, int64_t reduction) {
+                                     int64_t normalizer, bool bias_correction, bool training, double power,
+                                     int64_t reduction) {
   SigmoidCall call(gradient, input, target, mask, reduction);
-  call.params.alpha = -1;
+  call.check_factors(std::nullopt, std::nullopt, denominator, -1);
   call.params.ghmc = true;
   call.params.ghm =
-      check_ghm(call, {running_histogram, num_updates, bins, momentum, normalizer, bias_correction, training});
+      check_ghm(call, {running_histogram, num_updates, bins, momentum, normalizer, bias_correction, training, power});
+  call.params.counts = check_counts(call, counts, call.params.ghm.bins);
   call.params.bin_weight = static_cast<double*>(call.bin_weight->mutable_data_ptr());
   return call;
 }
@@ -142,16 +188,18 @@ void run(const SigmoidCall& call) {
 // Where the kernels could not write grad itself.
 void copy_written_grad(const Call& call);
 
-// The four ops of the loss whose calls `build` makes. GHM-C's return bin_weight too, last.
-template <class Device, bool ghmc, auto build>
+// The four ops of the loss whose calls `build` makes. Those of the first three return one tensor more, last, if `extra`
+// says which.
+enum class Extra { none, lse, bin_weight };
+template <class Device, Extra extra, auto build>
 struct LossOps;
-template <class Device, bool ghmc, class SomeCall, class... Arguments, SomeCall (*build)(Gradient, Arguments...)>
-struct LossOps<Device, ghmc, build> {
+template <class Device, Extra extra, class SomeCall, class... Arguments, SomeCall (*build)(Gradient, Arguments...)>
+struct LossOps<Device, extra, build> {
   static auto value(Arguments... arguments) {
     SomeCall call = build(Gradient::none, arguments...);
     run<Device>(call);
-    if constexpr (ghmc) {
-      return std::make_tuple(call.loss, *call.bin_weight);
+    if constexpr (extra != Extra::none) {
+      return std::make_tuple(call.loss, extra_of(call));
     } else {
       return call.loss;
     }
@@ -176,6 +224,7 @@ struct LossOps<Device, ghmc, build> {
   }
 
  private:
+  static Tensor extra_of(const Call& call) { return extra == Extra::lse ? *call.lse : *call.bin_weight; }
   static SomeCall run_with_grad(Gradient gradient, Arguments... arguments) {
     SomeCall call = build(gradient, arguments...);
     run<Device>(call);
@@ -183,9 +232,9 @@ struct LossOps<Device, ghmc, build> {
     return call;
   }
   template <class Results>
-  static auto results(const Call& call, const Results& results) {
-    if constexpr (ghmc) {
-      return std::tuple_cat(results, std::make_tuple(*call.bin_weight));
+  static auto results(const SomeCall& call, const Results& results) {
+    if constexpr (extra != Extra::none) {
+      return std::tuple_cat(results, std::make_tuple(extra_of(call)));
     } else {
       return results;
     }
@@ -195,7 +244,7 @@ struct LossOps<Device, ghmc, build> {
 template <class Device>
 std::tuple<Tensor, Tensor> gradient_norms(const Tensor& input, const Tensor& target, int64_t bins,
                                           int64_t ignore_index) {
-  SoftmaxCall call(Gradient::none, input, target, std::nullopt, ignore_index, int64_t(Reduction::sum));
+  SoftmaxCall call(Gradient::none, input, target, std::nullopt, std::nullopt, ignore_index, int64_t(Reduction::sum));
   call.params.ghmc = true;
   call.params.ghm.bins = check_bins(bins);
   GradientNormsCall norms(input, target, bins);
@@ -229,13 +278,13 @@ void scale_gradient_inplace(const Tensor& grad, const Tensor& grad_output, const
 template <class Device>
 void register_losses(torch::stable::detail::StableLibrary& m) {
   [&]<int32_t... row>(std::integer_sequence<int32_t, row...>) {
-    (LossOps<Device, false, &softmax_call<row>>::add_to(m, SoftmaxLosses::rows[row].name), ...);
+    (LossOps<Device, Extra::lse, &softmax_call<row>>::add_to(m, SoftmaxLosses::rows[row].name), ...);
   }(std::make_integer_sequence<int32_t, SoftmaxLosses::size>{});
   [&]<int32_t... row>(std::integer_sequence<int32_t, row...>) {
-    (LossOps<Device, false, &sigmoid_call<row>>::add_to(m, SigmoidLosses::rows[row].name), ...);
+    (LossOps<Device, Extra::none, build_of_sigmoid<row>()>::add_to(m, SigmoidLosses::rows[row].name), ...);
   }(std::make_integer_sequence<int32_t, SigmoidLosses::size>{});
-  LossOps<Device, true, &ghmc_call>::add_to(m, "ghmc_loss");
-  LossOps<Device, true, &sigmoid_ghmc_call>::add_to(m, "sigmoid_ghmc_loss");
+  LossOps<Device, Extra::bin_weight, &ghmc_call>::add_to(m, "ghmc_loss");
+  LossOps<Device, Extra::bin_weight, &sigmoid_ghmc_call>::add_to(m, "sigmoid_ghmc_loss");
   m.impl("gradient_norms", TORCH_BOX(&gradient_norms<Device>));
   m.impl("sigmoid_gradient_norms", TORCH_BOX(&sigmoid_gradient_norms<Device>));
   m.impl("scale_gradient", TORCH_BOX(&scale_gradient<Device>));

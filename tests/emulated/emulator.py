@@ -7,6 +7,7 @@ the torch layer does: torch tensors in, parameters as csrc/losses/params.h has t
 import ctypes as C
 import importlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -64,6 +65,7 @@ class GhmState(C.Structure):
         ("running_histogram", C.c_void_p),
         ("num_updates", C.c_void_p),
         ("momentum", C.c_double),
+        ("power", C.c_double),
         ("bins", C.c_int32),
         ("normalizer", C.c_int32),
         ("bias_correction", C.c_bool),
@@ -71,30 +73,69 @@ class GhmState(C.Structure):
     )
 
 
+class SoftmaxExtras(C.Structure):
+    _fields_ = (("z_loss", C.c_double), ("logit_scale", C.c_double), ("softcap", C.c_double))
+
+
+SOFTMAX_POINTERS = (
+    "input",
+    "grad",
+    "target",
+    "weight",
+    "sample_weight",
+    "denominator",
+    "lse",
+    "loss",
+    "bin_weight",
+    "counts",
+)
+
+
 class SoftmaxParams(C.Structure):
     _fields_ = (
-        *((name, C.c_void_p) for name in ("input", "grad", "target", "weight", "loss", "bin_weight")),
+        *((name, C.c_void_p) for name in SOFTMAX_POINTERS),
         ("N", C.c_int64),
         ("C", C.c_int64),
         ("layout", Layout),
         ("ignore_index", C.c_int64),
         ("parameter", C.c_double),
+        ("label_smoothing", C.c_double),
         ("stored_scale", C.c_void_p),
         ("ghm", GhmState),
+        ("extras", SoftmaxExtras),
         ("loss_row", C.c_int32),
         ("ghmc", C.c_bool),
+        ("extended", C.c_bool),
+        ("probabilities", C.c_bool),
         ("dtype", C.c_int32),
         ("target_is_int64", C.c_bool),
+        ("target_is_compute_type", C.c_bool),
         ("reduction", C.c_int32),
     )
 
 
+class Broadcast(C.Structure):
+    _fields_ = (("values", C.c_void_p), ("inner", C.c_int64), ("size", C.c_int64))
+
+    @classmethod
+    def of(cls, numbers, shape):
+        """As csrc/ops/checks.cpp makes it of numbers that have some neighbouring dimensions of shape."""
+        sizes = (1,) * (len(shape) - numbers.dim()) + tuple(numbers.shape)
+        last = max((d for d, n in enumerate(sizes) if n != 1), default=-1)
+        return cls(numbers.data_ptr(), torch.Size(shape[last + 1 :]).numel() if last >= 0 else 1, numbers.numel())
+
+
 class SigmoidParams(C.Structure):
     _fields_ = (
-        *((name, C.c_void_p) for name in ("input", "grad", "target", "mask", "loss", "bin_weight")),
+        *((name, C.c_void_p) for name in ("input", "grad", "target", "mask", "loss", "bin_weight", "counts")),
         ("N", C.c_int64),
+        ("class_alpha", Broadcast),
+        ("sample_weight", Broadcast),
+        ("denominator", C.c_void_p),
         ("alpha", C.c_double),
         ("parameter", C.c_double),
+        ("gamma_negative", C.c_double),
+        ("margin", C.c_double),
         ("stored_scale", C.c_void_p),
         ("ghm", GhmState),
         ("loss_row", C.c_int32),
@@ -154,7 +195,7 @@ def moved_bytes(log):
 
 def kernels(log):
     """The names of the kernels that were launched."""
-    return [name.split("::")[1].split("<")[0] for name, *_ in log]
+    return [re.split("[<(]", name.split("::")[1])[0] for name, *_ in log]
 
 
 SOURCE = """
@@ -250,13 +291,16 @@ class EmulatedLosses(Emulated):
         params,
         input,
         target,
-        extra,
+        decisions,
         *,
+        read=(),
+        written=(),
         grad=None,
         stored_scale=None,
         reduction="mean",
         bins=10,
         momentum=0.0,
+        power=1.0,
         normalizer="nonempty",
         bias_correction=True,
         running_histogram=None,
@@ -264,26 +308,27 @@ class EmulatedLosses(Emulated):
         training=True,
         **options,
     ):
-        """Completes params and runs the loss of that name; returns (loss, launches). extra: a tensor it reads, or None.
+        """Completes params and runs the loss of that name; returns (loss, launches). decisions: their shape; read and
+        written: tensors, or None, that it reads and writes beside.
 
         options: the loss's own parameter, by its name in the table, and the emulator's.
 
         The gradient is written to ``grad``, which may be the input, and what it is stored times to ``stored_scale``.
         """
-        loss = torch.full(target.shape if reduction == "none" else (), torch.nan, dtype=compute_type(input.dtype))
+        loss = torch.full(decisions if reduction == "none" else (), torch.nan, dtype=compute_type(input.dtype))
         params.reduction, params.loss, params.stored_scale = (
             REDUCTIONS[reduction],
             loss.data_ptr(),
             address(stored_scale),
         )
-        outputs, memories = [loss, stored_scale], [input, target, extra]
+        outputs, memories = [loss, stored_scale, *written], [input, target, *read]
         if grad is not None and grad.data_ptr() != input.data_ptr():
             # A gradient with gaps is not written everywhere.
             (outputs if grad.numel() == span(grad) else memories).append(grad)
         if name.endswith("ghmc_loss"):
             params.ghmc = True
             normalizer = NORMALIZERS[normalizer]
-            params.ghm = GhmState(None, None, momentum, bins, normalizer, bias_correction, training)
+            params.ghm = GhmState(None, None, momentum, power, bins, normalizer, bias_correction, training)
             bin_weight = torch.empty(bins, dtype=torch.float64)
             params.bin_weight = bin_weight.data_ptr()
             outputs.append(bin_weight)
@@ -293,19 +338,23 @@ class EmulatedLosses(Emulated):
                 memories += [running_histogram, num_updates]
         else:
             params.loss_row = self.host.loss_row(name.encode())
-            params.parameter = options.pop(self.host.parameter_of(params.loss_row).decode(), 0.0)
+            parameter = self.host.parameter_of(params.loss_row).decode()
+            params.parameter = options.pop(parameter, 0.0)
+            if parameter == "label_smoothing":
+                params.label_smoothing = params.parameter
         workspace = self.workspace(params.ghm.bins)
         log = self.call("loss", C.byref(params), workspace, outputs=outputs, memories=memories, **options)
         return loss, log
 
-    def run_gradient_norms(self, params, input, target, extra, bins, **options):
-        """Returns (counts, each decision's bin)."""
+    def run_gradient_norms(self, params, input, target, extra, bins, *, with_log=False, **options):
+        """Returns (counts, each decision's bin), and the launches if they are asked for."""
         counts, bin = torch.full((bins,), -1), torch.full(target.shape, -7, dtype=torch.int32)
         params.ghmc, params.ghm.bins, params.reduction = True, bins, REDUCTIONS["sum"]
         norms = GradientNorms(counts.data_ptr(), bin.data_ptr())
         arguments = (C.byref(params), C.byref(norms), self.workspace(bins))
-        self.call("gradient_norms", *arguments, outputs=[counts, bin], memories=[input, target, extra], **options)
-        return counts, bin
+        memories = [input, target, *extra]
+        log = self.call("gradient_norms", *arguments, outputs=[counts, bin], memories=memories, **options)
+        return (counts, bin, log) if with_log else (counts, bin)
 
 
 class EmulatedSoftmax(EmulatedLosses):
@@ -324,32 +373,63 @@ extern "C" int schedule_code(const Params* params) {
 
     def params(self, input, grad, target, ignore_index=-100):
         class_dim = 0 if input.dim() == 1 else 1
+        probabilities = target.is_floating_point()
+        C = input.shape[class_dim]
         return SoftmaxParams(
             input=input.data_ptr(),
             grad=address(grad),
             target=target.data_ptr(),
-            N=target.numel(),
-            C=input.shape[class_dim],
-            layout=Layout.of(input, grad, class_dim),
+            N=input.numel() // C,
+            C=C,
+            # Class probabilities lie as the gradient does.
+            layout=Layout.of(input, target if probabilities else grad, class_dim),
             ignore_index=ignore_index,
+            probabilities=probabilities,
             dtype=DTYPES[input.dtype],
             target_is_int64=target.dtype == torch.int64,
+            target_is_compute_type=target.dtype != input.dtype,
         )
 
     def path(self, input, grad=None):
         """The path of cross entropy."""
-        return self.schedule(self.params(input, grad, torch.empty(input.shape[:1] + input.shape[2:])))
+        return self.schedule(
+            self.params(input, grad, torch.empty(input.shape[:1] + input.shape[2:], dtype=torch.int64))
+        )
 
-    def loss(self, name, input, target, weight=None, *, grad=None, ignore_index=-100, **options):
-        """name: the function's in the package; options and the result are run_loss's."""
+    def loss(
+        self,
+        name,
+        input,
+        target,
+        weight=None,
+        *,
+        grad=None,
+        ignore_index=-100,
+        sample_weight=None,
+        denominator=None,
+        lse=None,
+        counts=None,
+        z_loss=0.0,
+        logit_scale=1.0,
+        softcap=None,
+        **options,
+    ):
+        """name: the function's in the package; lse: a tensor for it; options and the result are run_loss's."""
         params = self.params(input, grad, target, ignore_index)
-        weight = None if weight is None else weight.to(compute_type(input.dtype))
-        params.weight = address(weight)
-        return self.run_loss(name, params, input, target, weight, grad=grad, **options)
+        compute = compute_type(input.dtype)
+        weight, sample_weight = (None if w is None else w.to(compute) for w in (weight, sample_weight))
+        denominator = None if denominator is None else torch.tensor(denominator, dtype=torch.float64)
+        params.weight, params.sample_weight, params.denominator = map(address, (weight, sample_weight, denominator))
+        params.lse, params.counts = address(lse), address(counts)
+        params.extras = SoftmaxExtras(z_loss, logit_scale, softcap or 0.0)
+        params.extended = (z_loss, logit_scale, softcap, lse) != (0.0, 1.0, None, None)
+        read = [weight, sample_weight, denominator, counts]
+        decisions = input.shape[: input.dim() > 1] + input.shape[2:]
+        return self.run_loss(name, params, input, target, decisions, read=read, written=[lse], grad=grad, **options)
 
     def gradient_norms(self, input, target, bins=10, ignore_index=-100, **options):
         params = self.params(input, None, target, ignore_index)
-        return self.run_gradient_norms(params, input, target, None, bins, **options)
+        return self.run_gradient_norms(params, input, target, [], bins, **options)
 
 
 class EmulatedSigmoid(EmulatedLosses):
@@ -372,14 +452,39 @@ class EmulatedSigmoid(EmulatedLosses):
             target_is_compute_type=target.dtype != input.dtype,
         )
 
-    def loss(self, name, input, target, mask=None, *, grad=None, alpha=-1.0, **settings):
+    def loss(
+        self,
+        name,
+        input,
+        target,
+        mask=None,
+        *,
+        grad=None,
+        alpha=-1.0,
+        sample_weight=None,
+        denominator=None,
+        gamma_negative=0.0,
+        margin=0.0,
+        **settings,
+    ):
         """name: the function's in the package; settings and the result are run_loss's."""
+        extra = [mask]
+        class_alpha, alpha = (alpha, -1.0) if torch.is_tensor(alpha) else (None, alpha)
         params = self.params(input, grad, target, mask, alpha)
-        return self.run_loss(name, params, input, target, mask, grad=grad, **settings)
+        for field, numbers in (("class_alpha", class_alpha), ("sample_weight", sample_weight)):
+            if numbers is not None:
+                numbers = numbers.to(compute_type(input.dtype))
+                setattr(params, field, Broadcast.of(numbers, input.shape))
+                extra.append(numbers)
+        if denominator is not None:
+            extra.append(torch.tensor([denominator], dtype=torch.float64))
+            params.denominator = extra[-1].data_ptr()
+        params.gamma_negative, params.margin = gamma_negative, margin
+        return self.run_loss(name, params, input, target, input.shape, read=extra, grad=grad, **settings)
 
     def gradient_norms(self, input, target, mask=None, bins=10, **options):
         params = self.params(input, None, target, mask)
-        return self.run_gradient_norms(params, input, target, mask, bins, **options)
+        return self.run_gradient_norms(params, input, target, [mask], bins, **options)
 
 
 class EmulatedScale(Emulated):

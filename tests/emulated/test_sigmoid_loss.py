@@ -11,28 +11,35 @@ SETTINGS = {
     "focal": ("sigmoid_focal_loss", {"alpha": 0.25, "gamma": 2.0}),
     "focal_0.7": ("sigmoid_focal_loss", {"alpha": -1.0, "gamma": 0.7}),
     "focal_0": ("sigmoid_focal_loss", {"alpha": 0.6, "gamma": 0.0}),
+    "asymmetric": ("asymmetric_loss", {"gamma_positive": 0.0, "gamma_negative": 4.0, "margin": 0.05}),
+    "asymmetric_any": (
+        "asymmetric_loss",
+        {"gamma_positive": 0.7, "gamma_negative": 3.0, "margin": 0.1, "alpha": 0.4},
+    ),
+    "two_gammas": ("asymmetric_loss", {"gamma_positive": 1.0, "gamma_negative": 2.5, "margin": 0.0, "alpha": 0.25}),
     "ghmc": ("sigmoid_ghmc_loss", {"bins": 10}),
     "ghmc_paper": ("sigmoid_ghmc_loss", {"bins": 3, "normalizer": "bins"}),
     "ghmc_many_bins": ("sigmoid_ghmc_loss", {"bins": 5000}),
 }
 
 
-def check(sigmoid, case, x, target, mask=None, *, inplace=False, options=None, **settings):
+def check(sigmoid, case, x, target, mask=None, *, inplace=False, alike=True, options=None, **settings):
     """The accuracy rule of tests/cases.py for one emulated call. Returns (loss, gradient, launches)."""
     name, defaults = SETTINGS[case]
     settings = {"reduction": "mean", **defaults, **settings}
-    args = () if mask is None else (mask,)
+    masked = {} if mask is None else {"mask": mask}
     half = x.dtype in (torch.float16, torch.bfloat16)
-    eager = differentiate(getattr(reference, name), x.to(compute_type(x.dtype)), target, *args, **settings)
-    truth = differentiate(getattr(reference, name), x.double(), target.double(), *args, **settings)
+    eager = differentiate(getattr(reference, name), x.to(compute_type(x.dtype)), target, **masked, **settings)
+    truth = differentiate(getattr(reference, name), x.double(), target.double(), **masked, **settings)
 
     grad = x.clone() if inplace else torch.full_like(x, torch.nan)
-    if x.storage_offset():
+    if x.storage_offset() and alike:
         grad = at_offset(grad, x.storage_offset())
     stored = torch.ones(1) if x.dtype == torch.float16 else None
     given = {**settings, **(options or {}), "stored_scale": stored}
-    loss, log = sigmoid.loss(name, grad if inplace else x, target, *args, grad=grad, **given)
-    unit = 6 * torch.finfo(loss.dtype).eps
+    loss, log = sigmoid.loss(name, grad if inplace else x, target, mask, grad=grad, **given)
+    # A power of 4 has four times the error of its base; in float64 the truth has rounding errors too.
+    unit = (24 if "asymmetric" in case else 6) * torch.finfo(loss.dtype).eps
     assert_error(loss, eager[0], truth[0], unit * largest(x, truth[0], 1), 0, f"{case} loss")
     one = 1 / max(x.numel(), 1) if settings["reduction"] == "mean" else 1.0
     rounding = torch.finfo(x.dtype).eps / 2 if half else 0
@@ -61,8 +68,7 @@ def test_numbers(sigmoid, case, dtype):
             if case == "ghmc_many_bins":  # any of 5000 edges is near: bins of few decisions, all hard to clear
                 x = x.sign() * torch.randint(1, 5, x.shape)
             target = target.to(dtype) if reduction == "sum" else target
-            args = (mask,) if "ghmc" in case and reduction != "mean" else ()
-            check(sigmoid, case, x, target, *args, reduction=reduction)
+            check(sigmoid, case, x, target, None if reduction == "mean" and not soft else mask, reduction=reduction)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -78,13 +84,50 @@ def test_any_schedule_gives_the_same_bits(sigmoid, case, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("offset", [1, 2, 3])
+@pytest.mark.parametrize("offset", [1, 2, 3, 5])
 def test_any_alignment(sigmoid, dtype, offset):
-    x, target, mask = decisions((517,), dtype, bins=[10])
-    for case in ("focal", "ghmc"):
-        args = (at_offset(mask, offset),) if case == "ghmc" else ()
-        check(sigmoid, case, at_offset(x, offset), at_offset(target.to(dtype), offset), *args, reduction="none")
-        check(sigmoid, case, x, at_offset(target, offset), *args)
+    for size in (517, 20, 9, 3, 1):
+        x, target, mask = decisions((size,), dtype, bins=[10])
+        moved, moved_mask = at_offset(x, offset), at_offset(mask, offset)
+        for case in ("focal", "ghmc"):
+            # Logits, gradient and target alike; the gradient apart from them; the target alone; in place.
+            check(sigmoid, case, moved, at_offset(target.to(dtype), offset), moved_mask, reduction="none")
+            check(sigmoid, case, moved, at_offset(target.to(dtype), 1), moved_mask, reduction="sum", alike=False)
+            check(sigmoid, case, moved, target, mask, alike=False)
+            check(sigmoid, case, x, at_offset(target, offset), mask)
+            check(sigmoid, case, moved, at_offset(target, offset), mask, inplace=True, options=SCHEDULES[0])
+
+
+def make_factors(shape):
+    """alpha and weights: a number a class, a row, a decision."""
+    yield {"alpha": torch.rand(shape[1:])}
+    yield {"sample_weight": torch.rand(shape[0], 1)}
+    yield {"alpha": torch.rand(shape), "sample_weight": torch.rand(shape[1:])}
+    yield {"alpha": torch.rand(shape[0], 1), "sample_weight": torch.rand(shape)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", ["focal", "focal_0.7", "focal_0", "asymmetric", "asymmetric_any"])
+def test_factors(sigmoid, case, dtype):
+    for shape in ((37, 11), (3, 400)):
+        x, target, mask = decisions(shape, dtype, soft=True)
+        for factors in make_factors(shape):
+            for reduction in REDUCTIONS:
+                check(sigmoid, case, x, target, mask, reduction=reduction, **factors)
+            check(sigmoid, case, x, target, reduction="mean", **factors)
+            check(sigmoid, case, x, target, mask, reduction="mean", denominator=7.0, **factors)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_the_sum_of_the_weights(sigmoid, offset):
+    """In any schedule, with the mask in runs and without."""
+    x, target, mask = decisions((97, 80), bins=[10])
+    mask = at_offset(mask, offset)
+    for options in SCHEDULES:
+        _, _, log = check(sigmoid, "focal", x, target, mask, sample_weight=torch.rand(97, 1), options=options)
+        assert kernels(log) == ["sigmoid_weigh", "sigmoid_loss"]
+    _, _, log = check(sigmoid, "focal", x, target, mask, denominator=5.0, sample_weight=torch.rand(97, 1))
+    assert kernels(log) == ["sigmoid_loss"]
 
 
 @pytest.mark.parametrize("case", ["focal", "focal_0.7", "ghmc"])
@@ -169,11 +212,48 @@ def test_emulator_runs_every_instruction(sigmoid):
     assert sigmoid.unsupported() == {}
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_is_not_aligned_is_moved_16_bytes_at_a_time_too(sigmoid, dtype):
+    """However logits, targets, mask and gradient lie to each other: loads of a run and of the 16 bytes beside it."""
+    n = 1 << 14
+    x, target = make_sigmoid((n,), dtype)
+    target, packs = target.to(dtype), n * x.element_size() / 512  # of a warp
+    few = 64  # for what is left at both ends
+    for x_offset, target_offset, grad_offset in ((1, 1, 1), (1, 1, 0), (0, 1, 0), (3, 2, 1)):
+        moved, moved_target = at_offset(x, x_offset), at_offset(target, target_offset)
+        grad = at_offset(torch.empty_like(x), grad_offset)
+        _, log = sigmoid.loss("sigmoid_focal_loss", moved, moved_target, grad=grad)
+        stats = log[0][4]
+        shifted = (x_offset != grad_offset) + (target_offset != grad_offset)
+        assert stats.gld_req <= (2 + shifted) * packs + few and stats.gst_req <= packs + few
+        # 16 bytes in a warp's turn are read by two lanes.
+        assert stats.gst_sectors <= 1.1 * 16 * packs + few
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_histogram_reads_and_writes_16_bytes_at_a_time(sigmoid, dtype):
+    n = 1 << 14
+    x, target, _ = decisions((n,), dtype)
+    target = target.to(dtype)
+    packs = n * x.element_size() / 512
+    for offset in (0, 1):
+        moved = at_offset(x, offset), at_offset(target, offset)
+        _, log = sigmoid.loss("sigmoid_ghmc_loss", *moved, grad=torch.empty_like(x))
+        count = log[0][4]
+        assert kernels(log)[0] == "sigmoid_count" and count.gld_req <= (2 + 2 * offset) * packs + 64
+        params = sigmoid.params(moved[0], None, moved[1])
+        counts, bin, log = sigmoid.run_gradient_norms(params, *moved, [], 10, with_log=True)
+        assert log[0][4].gst_req <= n * 4 / (512 if dtype != torch.float64 else 128) + 64
+        assert torch.equal(bin.bincount(minlength=10), counts)
+
+
 def test_alignments_take_every_path(sigmoid):
     """test_any_alignment runs them."""
     x = torch.empty(517)
     moved = at_offset(x, 1)
-    names = {sigmoid.schedule(sigmoid.params(x, None, t)) for t in (x, moved)}
+    none = sigmoid.params(moved, moved, x)  # the losses lie otherwise than the gradient, and both are written
+    none.reduction, none.loss = 0, x.data_ptr()
+    names = {sigmoid.schedule(params) for params in (sigmoid.params(moved, x, moved), none)}
     assert names == sigmoid.schedule_names("sigmoid")
 
 

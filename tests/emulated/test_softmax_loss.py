@@ -33,6 +33,8 @@ def expected(name, input, target, weight=None, **settings):
     """(loss, gradient) of the reference in float64."""
     function, defaults = LOSSES[name]
     input = input.detach().double().clone().requires_grad_()
+    if target.is_floating_point():
+        target = target.double()
     if weight is not None:
         settings["weight"] = weight.double()
     loss = function(input, target, **{**defaults, **settings})

@@ -144,6 +144,8 @@ GhmState ghm_state(int32_t bins, GhmBuffers& buffers) {
     state.running_histogram = reinterpret_cast<double*>(buffers.histogram.data);
     state.num_updates = reinterpret_cast<int64_t*>(buffers.updates.data);
   }
+  const double powers[] = {1, 1, 0.5, 0};
+  state.power = one_of(powers);
   state.bins = bins;
   state.normalizer = below(2) ? Normalizer::nonempty : Normalizer::bins;
   state.bias_correction = below(2);
@@ -186,13 +188,28 @@ void softmax_call(DType dtype, bool large) {
   params.loss_row = params.ghmc ? 0 : int32_t(below(SoftmaxLosses::size));
   const double parameters[] = {0, 0.1, 0.5, 0.7, 1};
   params.parameter = params.ghmc ? 0 : one_of(parameters);
+  const bool mixes = !params.ghmc && SoftmaxLosses::rows[params.loss_row].mixes;
+  params.label_smoothing = mixes ? params.parameter : 0;
   params.reduction = Reduction(below(3));
+  params.probabilities = mixes && below(3) == 0;
+  params.target_is_compute_type = below(2);
+  params.extras.logit_scale = 1;
+  if (!params.ghmc && below(3) == 0) {
+    const double scales[] = {1, 0.5, 3}, caps[] = {0, 5, 30}, z_losses[] = {0, 0.1};
+    params.extras = {one_of(z_losses), one_of(scales), one_of(caps)};
+    params.extended = true;
+  }
 
-  Buffer input(bytes), grad(bytes), target(params.N * (params.target_is_int64 ? 8 : 4));
-  Buffer weight(params.C * size_of(compute(dtype)));
+  const DType of_target = params.target_is_compute_type ? compute(dtype) : dtype;
+  Buffer input(bytes), grad(bytes), soft_target(bytes / size_of(dtype) * size_of(of_target));
+  Buffer target(params.N * (params.target_is_int64 ? 8 : 4));
+  Buffer weight(params.C * size_of(compute(dtype))), sample_weight(params.N * size_of(compute(dtype)));
+  Buffer lse(params.N * size_of(compute(dtype)));
   Buffer loss((params.reduction == Reduction::none ? params.N : 1) * size_of(compute(dtype))), stored_scale(4);
   fill(input, dtype);
   fill(weight, compute(dtype));
+  fill(sample_weight, compute(dtype));
+  fill_targets(soft_target, of_target, true);
   for (int64_t i = 0; i < params.N; ++i) {
     const int64_t y = below(4) ? below(params.C) : params.ignore_index;
     const int32_t narrow = int32_t(y);
@@ -202,7 +219,9 @@ void softmax_call(DType dtype, bool large) {
   const int64_t where = below(3);  // the gradient: nowhere, over the logits, in memory of its own
   params.input = input.data;
   params.grad = where == 0 ? nullptr : where == 1 ? input.data : grad.data;
-  params.target = target.data;
+  params.target = params.probabilities ? soft_target.data : target.data;
+  params.sample_weight = params.ghmc || below(2) ? nullptr : sample_weight.data;
+  params.lse = params.extended && below(2) ? lse.data : nullptr;
   params.weight = params.ghmc || below(2) ? nullptr : weight.data;
   params.loss = loss.data;
   if (dtype == DType::float16 && params.reduction == Reduction::mean && params.grad) {
@@ -221,8 +240,12 @@ void softmax_call(DType dtype, bool large) {
     // As the op asks: the bins are those of cross entropy without weights, whose loss is never negative.
     params.grad = nullptr;
     params.weight = nullptr;
+    params.target = target.data;
+    params.sample_weight = nullptr;
+    params.lse = nullptr;
     params.loss_row = 0;
-    params.parameter = 0;
+    params.parameter = params.label_smoothing = 0;
+    params.probabilities = params.extended = false;
     params.ghmc = true;
     Cpu::softmax_gradient_norms(params, {reinterpret_cast<int64_t*>(counts.data), reinterpret_cast<int32_t*>(bin.data)},
                                 {});
@@ -239,8 +262,11 @@ void sigmoid_call(DType dtype, bool large) {
   params.reduction = Reduction(below(3));
   params.ghmc = below(2);
   params.alpha = below(2) ? 0.25 : -1;
-  const double parameters[] = {0, 0.5, 0.7, 1, 2, 5};
+  const double parameters[] = {0, 0.5, 0.7, 1, 2, 4, 5}, margins[] = {0, 0.05, 0.3, 1};
   params.parameter = one_of(parameters);
+  params.loss_row = int32_t(below(SigmoidLosses::size));
+  params.gamma_negative = one_of(parameters);
+  params.margin = one_of(margins);
   Buffer input(params.N * size_of(dtype)), grad(params.N * size_of(dtype)), mask(params.N);
   Buffer target(params.N * size_of(target_dtype)), stored_scale(4);
   Buffer loss((params.reduction == Reduction::none ? params.N : 1) * size_of(compute(dtype)));
@@ -251,10 +277,23 @@ void sigmoid_call(DType dtype, bool large) {
   params.input = input.data;
   params.grad = where == 0 ? nullptr : where == 1 ? input.data : grad.data;
   params.target = target.data;
-  params.mask = params.ghmc && below(2) ? reinterpret_cast<uint8_t*>(mask.data) : nullptr;
+  params.mask = below(2) ? reinterpret_cast<uint8_t*>(mask.data) : nullptr;
   params.loss = loss.data;
   if (dtype == DType::float16 && params.reduction == Reduction::mean && params.grad) {
     params.stored_scale = reinterpret_cast<float*>(stored_scale.data);
+  }
+  // A number a decision, a class of seven, a row of seven, or one for all.
+  const int64_t inner[] = {1, 1, 7, 1}, counts_of[] = {std::max<int64_t>(params.N, 1), 7, params.N / 7 + 1, 1};
+  const int64_t kind[] = {below(4), below(4)};
+  Buffer alpha(counts_of[kind[0]] * size_of(compute(dtype))), weight(counts_of[kind[1]] * size_of(compute(dtype)));
+  fill(alpha, compute(dtype));
+  fill(weight, compute(dtype));
+  if (!params.ghmc && below(2)) params.class_alpha = {alpha.data, inner[kind[0]], counts_of[kind[0]]};
+  if (!params.ghmc && below(2)) params.sample_weight = {weight.data, inner[kind[1]], counts_of[kind[1]]};
+  Buffer denominator(sizeof(double));
+  fill(denominator, DType::float64);
+  if (params.reduction == Reduction::mean && below(2)) {
+    params.denominator = reinterpret_cast<const double*>(denominator.data);
   }
   const int32_t bins = some_bins(large);
   GhmBuffers buffers(bins);

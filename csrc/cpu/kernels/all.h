@@ -27,6 +27,7 @@ extern constexpr Isa isa = {FASTLOSS_NAME(FASTLOSS_ISA),
                             softmax_bins,
                             softmax_ghmc,
                             sigmoid,
+                            sigmoid_weights,
                             sigmoid_bins,
                             scale_gradient};
 

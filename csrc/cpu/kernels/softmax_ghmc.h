@@ -81,8 +81,7 @@ struct SoftmaxGhmc {
 
   // Cross entropy's gradient times factor, from what the first pass found.
   FASTLOSS_LANE_FN V gradient_at(V logits, V max, V probability, V onehot, M is_target) const {
-    return class_gradient<CrossEntropy>(SoftmaxGradient<V>{probability, onehot}, exp(logits - max), is_target, V{},
-                                        scale);
+    return class_gradient<CrossEntropy>(SoftmaxGradient<V>{probability, onehot}, exp(logits - max), is_target, V{});
   }
 
   // staged [C]: logits in, gradient out.

@@ -64,18 +64,36 @@ inline TargetSum count_targets(const SoftmaxParams& params, int64_t begin, int64
   return sum;
 }
 
-// The same with the weights of the decisions for their number, where there are weights.
-inline TargetSum scan_targets(const SoftmaxParams& params, int64_t begin, int64_t end) {
-  TargetSum sum =
-      params.target_is_int64 ? count_targets<int64_t>(params, begin, end) : count_targets<int32_t>(params, begin, end);
-  if (!params.weight || sum.out_of_range >= 0) return sum;
-  sum.weight = 0;
+// The weights of the decisions that are not ignored. S: the compute type.
+template <class S>
+inline double weigh_targets(const SoftmaxParams& params, int64_t begin, int64_t end) {
+  const S* weight = static_cast<const S*>(params.weight);
+  const S* sample_weight = static_cast<const S*>(params.sample_weight);
+  double sum = 0;
   for (int64_t at = begin; at < end; ++at) {
-    int64_t y = target_at(params, at);
-    if (y == params.ignore_index) continue;
-    sum.weight += params.dtype == DType::float64 ? static_cast<const double*>(params.weight)[y]
-                                                 : static_cast<const float*>(params.weight)[y];
+    double of_decision = sample_weight ? sample_weight[at] : 1;
+    if (!params.probabilities) {
+      const int64_t y = target_at(params, at);
+      if (y == params.ignore_index) continue;
+      if (weight) of_decision *= weight[y];
+    }
+    sum += of_decision;
   }
+  return sum;
+}
+
+// The same with the weights of the decisions for their number, where there are weights. Class probabilities are not
+// looked at, and class weights are no part of the sum there, as F.cross_entropy has it.
+inline TargetSum scan_targets(const SoftmaxParams& params, int64_t begin, int64_t end) {
+  TargetSum sum{double(end - begin), -1};
+  if (!params.probabilities) {
+    sum = params.target_is_int64 ? count_targets<int64_t>(params, begin, end)
+                                 : count_targets<int32_t>(params, begin, end);
+  }
+  const bool weighs = params.sample_weight || (params.weight && !params.probabilities);
+  if (!weighs || params.denominator || sum.out_of_range >= 0) return sum;
+  sum.weight = params.dtype == DType::float64 ? weigh_targets<double>(params, begin, end)
+                                              : weigh_targets<float>(params, begin, end);
   return sum;
 }
 
