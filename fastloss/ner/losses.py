@@ -8,9 +8,10 @@ import inspect
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastloss.ner.data import DataError, first_line
@@ -105,18 +106,33 @@ def try_out(loss: Loss) -> None:
         raise DataError(f'the loss "{loss.name}" should return a scalar tensor for logits [N, C] and targets [N].')
 
 
-class SumOfMean(nn.Module):
-    """Makes the sum over the decisions of a loss that returns their mean."""
+class Criterion(nn.Module):
+    """The sum of a loss over the decisions, divided by `count`: what a step holds, its accumulated batches and, as the
+    Trainer multiplies by the number of ranks, its ranks together."""
 
-    def __init__(self, mean: nn.Module) -> None:
+    loss: Any
+
+    def __init__(self, loss: nn.Module) -> None:
         super().__init__()
-        self.mean = mean
+        self.loss = loss
+        self.takes_denominator = "denominator" in inspect.signature(loss.forward).parameters
+        self.is_mean = getattr(loss, "reduction", "mean") == "mean"
+        # Whether a histogram is that of all ranks, which then have to call this equally often.
+        self.across_ranks = False
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return self.mean(input, target) * (target != IGNORE).sum()
+    def forward(self, input: Tensor, target: Tensor, count: Tensor | float = 1.0) -> Tensor:
+        if self.takes_denominator:
+            return cast(Tensor, self.loss(input, target, denominator=count))
+        if self.across_ranks and self.training and hasattr(self.loss, "process_group") and dist.is_initialized():
+            self.loss.process_group = dist.group.WORLD
+            value = self.loss(input, target)
+            self.loss.process_group = None  # a group can be neither copied nor saved
+            return cast(Tensor, value / (count * dist.get_world_size()))
+        value = self.loss(input, target)
+        return cast(Tensor, value * ((target != IGNORE).sum() if self.is_mean else 1) / count)
 
 
-def make_criterion(loss: Loss, tag_counts: Tensor) -> nn.Module:
+def make_criterion(loss: Loss, tag_counts: Tensor) -> Criterion:
     """A fresh module that maps logits [N, C] and targets [N] to the sum of their losses; it may have a state.
 
     `tag_counts` [C] are the training decisions of each tag, for `weight=balanced`: N / (C · count), which has mean 1
@@ -132,9 +148,11 @@ def make_criterion(loss: Loss, tag_counts: Tensor) -> nn.Module:
         if options["weight"] != "balanced":
             raise DataError(f'the weight of the loss "{loss.name}" should be balanced.')
         options["weight"] = (tag_counts.sum() / (len(tag_counts) * tag_counts.clamp(min=1))).float()
-    if "reduction" in inspect.signature(make).parameters:
-        return make(**options, reduction="sum")
-    return SumOfMean(make(**options))
+    parameters = inspect.signature(make).parameters
+    module = make(**options)
+    if "reduction" in parameters and "denominator" not in inspect.signature(module.forward).parameters:
+        module = make(**options, reduction="sum")
+    return Criterion(module)
 
 
 def has_bins(name: str) -> bool:

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, BertConfig, PretrainedConfig, PreTrainedModel
 
 from fastloss.ner.data import DataError, first_line
-from fastloss.ner.losses import IGNORE
+from fastloss.ner.losses import IGNORE, Criterion
 
 
 class TwoPointerConfig(PretrainedConfig):
@@ -53,7 +53,7 @@ class TwoPointerModel(PreTrainedModel):
             nn.Linear(hidden + self.tags, hidden), nn.Tanh(), nn.LayerNorm(hidden), nn.Linear(hidden, self.tags)
         )
         # A loss per head, start and end. A tuple, since their state is not the model's to save or to broadcast.
-        self.criteria: tuple[nn.Module, ...] = ()
+        self.criteria: tuple[Criterion, ...] = ()
         self.post_init()
 
     def forward(
@@ -66,7 +66,7 @@ class TwoPointerModel(PreTrainedModel):
         """Returns `logits` (B, T, 2, K), start before end, and the `loss` when the model has criteria and labels.
 
         `labels` (B, T, 2) hold IGNORE at padding. The loss is the mean of both heads' losses over active tokens:
-        the sum of each head by its criterion, divided by the number of decisions.
+        the sum of each head by its criterion, over the number of decisions.
         """
         hidden = self.dropout(self.encoder(input_ids, attention_mask=attention_mask).last_hidden_state)
         start_logits = self.start(hidden)
@@ -79,8 +79,7 @@ class TwoPointerModel(PreTrainedModel):
         if labels is not None and self.criteria:
             count = (labels != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
             heads = zip(self.criteria, (start_logits, end_logits), labels.unbind(-1), strict=True)
-            total = sum(loss.train(self.training)(x.flatten(0, 1), y.flatten()) for loss, x, y in heads)
-            output["loss"] = total / count
+            output["loss"] = sum(loss.train(self.training)(x.flatten(0, 1), y.flatten(), count) for loss, x, y in heads)
         return output
 
 

@@ -218,6 +218,8 @@ def train(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tag_counts = run.train_set.tag_counts()
     model.criteria = tuple(make_criterion(loss, tag_counts).to(device) for _ in range(2))
+    for criterion in model.criteria:
+        criterion.across_ranks = True
     until_flat = UntilFlat(model, encode(held), settings) if held else None
     callbacks = [lines, EarlyProfile(run, settings.batch_size), *filter(None, [until_flat])]
     if tensorboard is not None:
@@ -253,6 +255,7 @@ def train(
 def profile(run: Run, batch_size: int) -> dict[str, Any]:
     """`batch_profile` of the start head's loss, in training mode, without a trace in the run."""
     criterion = copy.deepcopy(run.model.criteria[0]).train()
+    criterion.across_ranks = False
     device = run.model.device
     batches = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in run.batches(batch_size)]
     with torch.random.fork_rng():

@@ -54,7 +54,7 @@ def test_momentum_keeps_a_state_of_its_own_in_every_module(decisions):
     loss = parse_loss("ghmc:bins=30,momentum=0.9")
     first, second = (make_criterion(loss, COUNTS) for _ in range(2))
     first(*decisions)
-    assert first.num_updates.sum() > 0 and second.num_updates.sum() == 0
+    assert first.loss.num_updates.sum() > 0 and second.loss.num_updates.sum() == 0
 
 
 def test_a_class_of_ones_own_that_returns_the_mean_is_summed(decisions, tmp_path, monkeypatch):
