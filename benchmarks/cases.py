@@ -32,11 +32,13 @@ class Loss:
 LOSSES = {
     "cross entropy": Loss("cross_entropy", {}, F.cross_entropy),
     "label smoothing": Loss("cross_entropy", {"label_smoothing": 0.1}, partial(F.cross_entropy, label_smoothing=0.1)),
+    "soft targets": Loss("cross_entropy", {}, F.cross_entropy),
     "focal": Loss("focal_loss", {"gamma": 2.0}),
     "focal 1.5": Loss("focal_loss", {"gamma": 1.5}),
     "GHM-C": Loss("ghmc_loss", {"bins": 10}),
     # Summed, as detectors do, which divide by the number of boxes themselves.
     "sigmoid focal": Loss("sigmoid_focal_loss", {"reduction": "sum"}),
+    "asymmetric": Loss("asymmetric_loss", {}),
     "sigmoid GHM-C": Loss("sigmoid_ghmc_loss", {"bins": 10}),
 }
 
@@ -54,6 +56,10 @@ SIGMOID_SHAPES = [
 ]
 
 
+def is_sigmoid(loss: str) -> bool:
+    return loss.startswith(("sigmoid", "asymmetric"))
+
+
 @dataclass(frozen=True)
 class Case:
     loss: str
@@ -69,7 +75,7 @@ class Case:
 
     @property
     def is_sigmoid(self):
-        return self.loss.startswith("sigmoid")
+        return is_sigmoid(self.loss)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -83,7 +89,7 @@ def all_cases() -> list[Case]:
         for device, threads in places
         for dtype in (torch.float32, torch.bfloat16)
         for loss in LOSSES
-        for shape in (SIGMOID_SHAPES if loss.startswith("sigmoid") else SOFTMAX_SHAPES)
+        for shape in (SIGMOID_SHAPES if is_sigmoid(loss) else SOFTMAX_SHAPES)
     ]
 
 
@@ -93,6 +99,8 @@ def make_inputs(case: Case) -> tuple[Tensor, Tensor]:
     logits = (2 * torch.randn(case.shape, **options)).to(case.dtype)
     if case.is_sigmoid:
         return logits, (torch.rand(case.shape, **options) < 0.02).float()
+    if case.loss == "soft targets":
+        return logits, (3 * torch.randn(case.shape, **options)).softmax(1).to(case.dtype)
     num_decisions, num_classes, *inner = case.shape
     return logits, torch.randint(num_classes, (num_decisions, *inner), **options)
 
@@ -156,7 +164,15 @@ def torchvision_focal(input: Tensor, target: Tensor, alpha=0.25, gamma=2.0) -> T
     return (alpha_target * (1 - p_target) ** gamma * bce).sum()
 
 
+def authors_asymmetric(input: Tensor, target: Tensor) -> Tensor:
+    positive, negative = input.sigmoid(), (1 - input.sigmoid() + 0.05).clamp(max=1)
+    likelihood = target * positive.clamp(min=1e-8).log() + (1 - target) * negative.clamp(min=1e-8).log()
+    p_target = positive * target + negative * (1 - target)
+    return -((1 - p_target) ** (4 * (1 - target)) * likelihood).sum()
+
+
 OTHERS_CODE = {
+    "asymmetric": [partial(Contender, "its authors' code", authors_asymmetric)],
     "GHM-C": [partial(Contender, "article's loop", article_ghmc, scale=0.1)],
     "sigmoid focal": [partial(Contender, "torchvision", torchvision_focal)],
     "sigmoid GHM-C": [partial(Contender, "mmdetection's loop", mmdetection_ghmc)],

@@ -65,7 +65,9 @@ def main():
 
     def focal(logits, center):
         soft = center + 0.3 * neighbours(center)
-        return fastloss.sigmoid_focal_loss(logits, soft, alpha=0.25, gamma=2.0, reduction="sum") / center.sum()
+        return fastloss.sigmoid_focal_loss(
+            logits, soft, alpha=0.25, gamma=2.0, denominator=center.sum(), reduction="mean"
+        )
 
     def harmonised(logits, center):
         return ghmc(logits, center, mask=~neighbours(center))

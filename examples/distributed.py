@@ -3,8 +3,8 @@
     torchrun --nproc-per-node=2 examples/distributed.py
 
 DDP averages the ranks' gradients. Where ranks hold different numbers of targets that count, the average of their means
-is not the mean of the whole. So each rank takes the sum over its targets, divided by the mean number over the ranks:
-averaged, that is the sum over all divided by the number of all. The script compares the gradient with one process's.
+is not the mean of the whole; with a process group the losses have one mean. The script compares the gradient with one
+process's.
 """
 
 import argparse
@@ -29,12 +29,6 @@ def make_batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x, target
 
 
-def mean_over_ranks(count: torch.Tensor) -> torch.Tensor:
-    total = count.to(torch.float32)
-    dist.all_reduce(total)
-    return total / dist.get_world_size()
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=64, help="sentences of all ranks together")
@@ -53,9 +47,8 @@ def main():
 
     x, target = (tensor.to(device) for tensor in make_batch(options.batch))
     x_here, target_here = x.chunk(ranks)[rank], target.chunk(ranks)[rank]
-    denominator = mean_over_ranks((target_here != IGNORED).sum())
     logits = model(x_here).flatten(0, 1)
-    loss = fastloss.focal_loss(logits, target_here.flatten(), reduction="sum") / denominator
+    loss = fastloss.focal_loss(logits, target_here.flatten(), process_group=dist.group.WORLD)
     loss.backward()
 
     fastloss.focal_loss(alone(x).flatten(0, 1), target.flatten()).backward()

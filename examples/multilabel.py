@@ -45,6 +45,7 @@ def main():
         "binary cross entropy": F.binary_cross_entropy_with_logits,
         "focal": fastloss.SigmoidFocalLoss(alpha=0.25, gamma=2.0, reduction="mean"),
         "focal, alpha = 0.75": fastloss.SigmoidFocalLoss(alpha=0.75, gamma=2.0, reduction="mean"),
+        "asymmetric": fastloss.AsymmetricLoss(reduction="mean"),
         "GHM-C": fastloss.SigmoidGHMCLoss(bins=10, momentum=0.9),
     }
     curves = {}

@@ -38,9 +38,8 @@ def make_sentences(count: int, length: int = 24) -> list[dict]:
 
 def compute_loss(outputs, labels, num_items_in_batch=None):
     logits = outputs.logits.flatten(0, 1)
-    if num_items_in_batch is None:  # in evaluation
-        return fastloss.focal_loss(logits, labels.flatten(), gamma=2.0)
-    return fastloss.focal_loss(logits, labels.flatten(), gamma=2.0, reduction="sum") / num_items_in_batch
+    # None in evaluation: the mean over the batch.
+    return fastloss.focal_loss(logits, labels.flatten(), gamma=2.0, denominator=num_items_in_batch)
 
 
 def scores(prediction) -> dict[str, float]:
